@@ -1,0 +1,104 @@
+"""Exact search over dense vectors: every score is computed, block by block, by matrix products (BLAS)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from indexes.base import in_chunks
+from indexes.dense.base import DenseIndex
+from indexes.errors import InvalidParameter, InvalidVectors
+
+STORAGE = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+BLOCK = 1 << 20  # scores held at once per batch of queries: 4 MB, which stays in cache
+QUERY_BATCH = 256
+
+
+class FlatIndex(DenseIndex):
+    """All vectors, exact scores.
+
+    `metric`: "ip", "cosine" or "l2". `dtype`: "float32", or "float16" for half the bytes (each number keeps 11
+    bits; scores are still computed in float32 from the stored numbers).
+    `threads` of `search` governs the selection of the best; matrix products use the threads of numpy's BLAS.
+    """
+
+    kind = "flat"
+
+    def __init__(self, *, metric: str = "ip", dtype: str = "float32") -> None:
+        super().__init__(metric=metric)
+        if dtype not in STORAGE:
+            raise InvalidParameter(f"dtype is {dtype!r}; it must be one of {', '.join(STORAGE)}")
+        self.dtype = dtype
+        self._chunks: list[np.ndarray] = []
+
+    def parameters(self) -> dict[str, Any]:
+        return {"metric": self.metric, "dtype": self.dtype}
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The stored vectors (n, d), in the index's dtype, by row."""
+        if len(self._chunks) != 1:
+            width = self.d or 0
+            self._chunks = [np.concatenate(self._chunks) if self._chunks else np.empty((0, width), STORAGE[self.dtype])]
+        return self._chunks[0]
+
+    def _add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
+        with np.errstate(over="ignore"):
+            stored = vectors.astype(STORAGE[self.dtype])
+        if self.dtype == "float16" and not np.isfinite(stored).all():
+            raise InvalidVectors("a vector holds a number beyond float16's 65,504; use dtype='float32' or scale it")
+        self.d = vectors.shape[1]
+        self._chunks.append(stored)
+
+    def _remove(self, keep: np.ndarray) -> None:
+        self._chunks = [self.vectors[keep]]
+
+    def _search(
+        self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from indexes.kernels import topk
+
+        heap_scores, heap_ids = topk.empty_heaps(len(queries), k)
+        vectors, ids = self.vectors, self._ids
+        if allow is not None:
+            rows = np.flatnonzero(allow)
+            vectors, ids = vectors[rows] if len(rows) < len(ids) // 2 else vectors, ids
+            ids = ids[rows] if len(vectors) == len(rows) else np.where(allow, ids, -1)
+        for start in range(0, len(queries), QUERY_BATCH):
+            batch = slice(start, start + QUERY_BATCH)
+            block = max(1024, BLOCK // len(queries[batch]))
+            for row in range(0, len(vectors), block):
+                scores = similarities(queries[batch], vectors[row : row + block], self.metric)
+                labels = np.ascontiguousarray(ids[row : row + block])
+
+                def select(a: int, b: int, scores: np.ndarray = scores, labels: np.ndarray = labels) -> None:
+                    topk.push_rows(scores[a:b], labels, heap_scores[batch][a:b], heap_ids[batch][a:b])  # noqa: B023
+
+                in_chunks(select, len(scores), threads)
+        topk.sort_heaps(heap_scores, heap_ids)
+        return heap_scores, heap_ids
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
+        return {"d": self.d}, {"vectors": self.vectors}, {}
+
+    def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
+        self.d, self._chunks = state["d"], [arrays["vectors"]]
+
+
+def similarities(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarray:
+    """Scores float32 (nq, n) of queries (nq, d) with vectors (n, d), higher is better.
+
+    For "l2", minus the squared distance as 2 q.x - |q|^2 - |x|^2, which loses digits when distances are tiny beside
+    the vectors' lengths (about 1e-7 of the squared length).
+    """
+    block = vectors.astype(np.float32, copy=False)
+    scores = queries @ block.T
+    if metric == "l2":
+        scores *= 2
+        scores -= np.einsum("ij,ij->i", block, block)[None, :]
+        scores -= np.einsum("ij,ij->i", queries, queries)[:, None]
+        np.minimum(scores, 0, out=scores)
+    return scores

@@ -1,0 +1,103 @@
+"""HNSW (Malkov and Yashunin, 2018) by faiss: a navigable graph over all vectors, kept in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from indexes.dense.faiss_base import FaissIndex, faiss_metric
+from indexes.dense.flat import FlatIndex
+from indexes.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    import faiss
+
+EXACT_BELOW = 0.1  # share of allowed rows under which scanning them beats walking a graph of mostly excluded ones
+REBUILD_ABOVE = 0.5  # share of removed slots at which the graph is built anew
+
+
+class HNSWIndex(FaissIndex):
+    """Approximate search; the exact twin is `FlatIndex`.
+
+    `M`: links per vector (twice as many on the lowest level). `ef_construction`: candidates kept while building.
+    `ef_search`: candidates kept while searching, also a parameter of `search`; never less than k. None chooses from
+    n: 64 up to 100,000 vectors, 128 above.
+    The build runs on one thread so that the same vectors always give the same graph.
+    A search that finds fewer than k allowed rows, or allows few of them, is answered by an exact scan.
+    """
+
+    kind = "hnsw"
+    search_knobs: ClassVar = {"ef_search": lambda value: value is None or (isinstance(value, int) and value >= 1)}
+
+    def __init__(
+        self, *, metric: str = "ip", M: int = 32, ef_construction: int = 200, ef_search: int | None = None
+    ) -> None:
+        super().__init__(metric=metric)
+        if M < 2 or ef_construction < 1:
+            raise InvalidParameter(f"M is {M}, ef_construction {ef_construction}; M must be >= 2, the other >= 1")
+        self.M, self.ef_construction, self.ef_search = M, ef_construction, ef_search
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric, "M": self.M,
+            "ef_construction": self.ef_construction, "ef_search": self.ef_search,
+        }  # fmt: skip
+
+    def _chosen(self) -> dict[str, Any]:
+        return {"ef_search": self._ef(self.ef_search)}
+
+    def _ef(self, ef_search: int | None) -> int:
+        return ef_search if ef_search is not None else (64 if len(self) <= 100_000 else 128)
+
+    def _make(self, d: int) -> faiss.Index:
+        import faiss
+
+        index = faiss.IndexHNSWFlat(d, self.M, faiss_metric(self.metric))
+        index.hnsw.efConstruction = self.ef_construction
+        return index
+
+    def _search_parameters(self, selector: faiss.IDSelector | None, **knobs: Any) -> faiss.SearchParameters:
+        import faiss
+
+        return faiss.SearchParametersHNSW(efSearch=knobs["ef"], sel=selector)
+
+    def _search(
+        self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows = None if allow is None else np.flatnonzero(allow)
+        exist = min(k, len(self) if rows is None else len(rows))
+        if rows is not None and len(rows) <= EXACT_BELOW * len(self):
+            return self._scan(queries, k, rows, threads)
+        ef = max(k, self._ef(knobs["ef_search"]))
+        scores, ids = self._search_slots(queries, k, rows, threads, ef=ef)
+        short = np.flatnonzero((ids >= 0).sum(axis=1) < exist)
+        if len(short):
+            scores[short], ids[short] = self._scan(queries[short], k, rows, threads)
+        return scores, ids
+
+    def _vectors(self, rows: np.ndarray | None) -> np.ndarray:
+        import faiss
+
+        assert self._faiss is not None
+        storage = faiss.downcast_index(self._faiss.storage)
+        stored = faiss.rev_swig_ptr(storage.get_xb(), storage.ntotal * storage.d).reshape(storage.ntotal, storage.d)
+        return stored[self._slots if rows is None else self._slots[rows]]
+
+    def _scan(
+        self, queries: np.ndarray, k: int, rows: np.ndarray | None, threads: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Exact answers over the given rows. Stored vectors and queries are normalised already for cosine."""
+        exact = FlatIndex(metric="ip" if self.metric == "cosine" else self.metric)
+        exact.add(self._vectors(rows), self._ids if rows is None else self._ids[rows])
+        hits = exact.search(queries, k, threads=threads)
+        return hits.scores, hits.ids
+
+    def _remove(self, keep: np.ndarray) -> None:
+        super()._remove(keep)
+        assert self._faiss is not None
+        if len(self._slots) < REBUILD_ABOVE * self._faiss.ntotal:
+            vectors = self._vectors(None)
+            self._faiss, self._slots = None, np.empty(0, np.int64)
+            if len(vectors):
+                self._add(vectors, self._ids[keep])

@@ -1,0 +1,52 @@
+"""What sparse indexes share: the checks of their vectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from indexes.base import Index
+from indexes.errors import InvalidVectors
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+
+class SparseIndex(Index):
+    """Base of the indexes over sparse vectors (n, V) with weights >= 0. V grows when wider vectors are added.
+
+    A row answers a query only if they share a term: rows that share none are never returned, whatever `k`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.V = 0
+
+    def _check_vectors(self, vectors: Any) -> csr_matrix:
+        """Canonical CSR: float32 weights, int32 sorted terms, no zeros, no duplicates."""
+        from scipy import sparse
+
+        if not sparse.issparse(vectors):
+            array = np.atleast_2d(np.asarray(vectors))
+            if array.dtype.kind not in "fiu" or array.ndim != 2:
+                raise InvalidVectors(f"vectors are {array.dtype} {array.shape}; give a scipy sparse matrix (n, V)")
+            vectors = sparse.csr_matrix(array)
+        if vectors.dtype.kind not in "fiub":
+            raise InvalidVectors(f"vectors are {vectors.dtype}; weights must be real numbers")
+        csr = sparse.csr_matrix(vectors, dtype=np.float32, copy=True)
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+        if not np.isfinite(csr.data).all():
+            raise InvalidVectors("a weight is NaN or infinite; weights must be finite numbers >= 0")
+        if len(csr.data) and csr.data.min() < 0:
+            raise InvalidVectors(f"a weight is negative ({csr.data.min()}); weights must be >= 0")
+        return csr
+
+    def _check_queries(self, queries: Any) -> csr_matrix:
+        """Queries may name terms that no document has (they are dropped) and be narrower than V."""
+        csr = self._check_vectors(queries)
+        return csr[:, : self.V] if csr.shape[1] > self.V else csr
+
+    def _shape(self) -> dict[str, Any]:
+        return {"V": self.V}

@@ -1,0 +1,1 @@
+"""Text to ranked documents: encoders, analyzers, collections on disk, fusion, training, the command line."""

@@ -1,0 +1,78 @@
+"""The contract of every encoder: text -> arrays, documents and queries apart."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from indexes import storage
+from retrieval.errors import EncoderError
+
+HEADER = "encoder.json"
+# kind, as saved -> where its class lives; imported only when one is opened
+KINDS = {
+    "bag-of-words": "retrieval.encoders.bag_of_words:BagOfWords",
+    "lsa": "retrieval.encoders.lsa:LSA",
+    "sentence-transformer": "retrieval.encoders.sentence_transformer:SentenceTransformerEncoder",
+}
+
+Self = TypeVar("Self", bound="Encoder")
+
+
+class Encoder(ABC):
+    """Base of all encoders. `encode_documents` and `encode_queries` return float32 (n, d), or scipy CSR (n, V).
+
+    `similarity`: the metric that its vectors are made for: "ip", "cosine" or "l2".
+    `costly`: whether encoding takes so long that its results are kept on disk while a collection is built.
+    """
+
+    kind: ClassVar[str]
+    costly: ClassVar[bool] = False
+    similarity: str
+
+    def fit(self: Self, texts: Callable[[], Iterable[str]]) -> Self:
+        """Learn from a corpus what the encoder needs. `texts()` starts a new pass over it. Here nothing is learned."""
+        return self
+
+    @abstractmethod
+    def encode_documents(self, texts: Sequence[str]) -> Any: ...
+
+    @abstractmethod
+    def encode_queries(self, texts: Sequence[str]) -> Any: ...
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The constructor's parameters as JSON values: with `arrays`, what `load` makes the encoder again from."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What was learned, as arrays."""
+        return {}
+
+    @classmethod
+    def restore(cls: type[Self], settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """The inverse of `settings` and `arrays`."""
+        return cls(**settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Save into `folder`. Models are saved by reference (name, revision, settings), not by value."""
+        storage.save(folder, {"kind": self.kind, "settings": self.settings()}, self.arrays(), name=HEADER)
+
+
+def load_encoder(folder: str | Path, *, verify: bool = True) -> Encoder:
+    """Open a saved encoder of any kind; models are loaded at their first use.
+
+    Raises `FileNotFoundError`, `EncoderError` (unknown kind) and the errors of `indexes.storage`.
+    """
+    header = storage.load_header(folder, name=HEADER)
+    kind = header.get("kind")
+    if kind not in KINDS:
+        raise EncoderError(f"{folder}: holds an encoder of kind {kind!r}; this release knows {', '.join(sorted(KINDS))}")
+    module, _, name = KINDS[kind].partition(":")
+    cls: type[Encoder] = getattr(importlib.import_module(module), name)
+    arrays, _ = storage.load_arrays(folder, header, mmap=True, verify=verify)
+    return cls.restore(header["settings"], arrays)
