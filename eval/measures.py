@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MEASURES = ("nDCG@10", "R@100", "MRR@10")
 SELF_RULE = "A document whose id equals the query's id is dropped from the ranking before it is measured."
 
+_LARGEST_GRADE = 100_000
 _EXAMPLES = "nDCG@10, R@100, MRR@10, MAP, P@5, Success@1, Judged@10, R(rel=2)@100"
 
 
@@ -101,6 +102,9 @@ def _check_parameters(name: str, measure: Measure) -> None:
         bad_cutoff = parameter == "cutoff" and value is not None and (value is True or value < 1)
         if value is not None and (bad_cutoff or not info.validate(value)):
             raise ValueError(f"measure {name!r}: {parameter}={value!r} is not allowed ({info.desc})")
+    gains = measure.params.get("gains", {})
+    if any(type(gain) is not int or not 0 <= gain <= _LARGEST_GRADE for gain in gains.values()):
+        raise ValueError(f"measure {name!r}: gains must be integers from 0 to {_LARGEST_GRADE}, got {gains}")
     if isinstance(measure.aggregator(), ir_measures.SumAgg):
         raise ValueError(f"{name!r} is a count, not a measure that is averaged over queries; examples: {_EXAMPLES}")
     if not pipeline.supports(measure):
@@ -120,8 +124,8 @@ def evaluate(
     of the run without judgements are ignored. Ties follow `eval.trec.ranking`, whatever the measure. With
     `exclude_self`, a document whose id equals the query's is dropped first (ArguAna, Quora: queries are documents).
 
-    Raises ValueError for empty qrels, scores that are not finite, unknown measures; TypeError for ids that are not
-    strings or grades that are not integers.
+    Raises ValueError for empty qrels, grades above 100,000, scores that are not finite, unknown measures; TypeError
+    for ids that are not strings or grades that are not integers.
     """
     import ir_measures
 
@@ -142,6 +146,11 @@ def evaluate(
 
 
 def _checked(qrels: Mapping[str, Mapping[str, int]]) -> Qrels:
+    """A copy of the judgements that trec_eval can take.
+
+    It treats all grades below 0 alike, but writes outside its memory when a query has none above -2, hence the
+    maximum with -1; and it takes memory and time in proportion to the highest grade, hence `_LARGEST_GRADE`.
+    """
     if not qrels:
         raise ValueError("qrels are empty: there is nothing to measure against")
     checked: Qrels = {}
@@ -150,10 +159,13 @@ def _checked(qrels: Mapping[str, Mapping[str, int]]) -> Qrels:
             if not isinstance(word, str):
                 raise TypeError(f"qrels, query {query!r}: ids must be strings, got {word!r}")
         try:
-            checked[query] = {document: operator.index(grade) for document, grade in grades.items()}
+            checked[query] = {document: max(operator.index(grade), -1) for document, grade in grades.items()}
         except TypeError:
             seen = list(grades.values())[:10]
             raise TypeError(f"qrels, query {query!r}: grades must be integers, got {seen}") from None
+        if max(checked[query].values(), default=0) > _LARGEST_GRADE:
+            highest = max(checked[query].values())
+            raise ValueError(f"qrels, query {query!r}: grades must be at most {_LARGEST_GRADE}, got {highest}")
     return checked
 
 

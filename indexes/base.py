@@ -56,6 +56,7 @@ class Index(ABC):
     """Base of all indexes. Constructors take keywords and only store them; `fit` learns; `add` stores vectors."""
 
     kind: ClassVar[str]
+    needs_fit: ClassVar[bool] = False  # whether `fit` must come before the first `add`
 
     def __init__(self) -> None:
         self._ids = np.empty(0, np.int64)
@@ -105,8 +106,14 @@ class Index(ABC):
         return Hits(scores, ids)
 
     def remove(self, ids: Any) -> int:
-        """Remove the vectors with these ids; ids that are not there are ignored. Returns how many were removed."""
-        gone = np.isin(self._ids, np.asarray(ids, dtype=np.int64).reshape(-1))
+        """Remove the vectors with these ids; ids that are not there are ignored. Returns how many were removed.
+
+        Raises `InvalidIds` when they are not integers.
+        """
+        given = np.asarray(ids).reshape(-1)
+        if len(given) and not np.issubdtype(given.dtype, np.integer):
+            raise InvalidIds(f"ids are {given.dtype}; they must be integers")
+        gone = np.isin(self._ids, given.astype(np.int64))
         count = int(gone.sum())
         if count:
             self._remove(~gone)
@@ -142,7 +149,9 @@ class Index(ABC):
             if index._ids.dtype != np.int64 or index._ids.shape != (header["n"],):
                 raise CorruptIndex(f"{path}: ids are {index._ids.dtype} {index._ids.shape}, not int64 ({header['n']},)")
             index._restore(header["state"], arrays, foreign)
-        except (KeyError, TypeError) as problem:
+        except CorruptIndex:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
             raise CorruptIndex(f"{path}: the header lacks something or names something unknown: {problem}") from problem
         return index
 

@@ -1,7 +1,8 @@
 """A saved index is a folder: `index.json` (the header) and the `.npy` arrays it names.
 
 Data files carry a part of their own SHA-256 in their name and are never overwritten; `index.json` is replaced last,
-in one atomic step. A crash at any moment therefore leaves the old index or the new one. No pickle is read or written.
+in one atomic step. A crash at any moment therefore leaves the old index or the new one; what an interrupted save leaves
+behind is removed by the next. Files that are not ours are never touched. No pickle is read or written.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from indexes.errors import CorruptIndex, NewerIndex
 
 FORMAT = 1
 HEADER = "index.json"
+
+# the names that `save` gives: data files, and files still being written
+OURS = re.compile(r"[^.].*-[0-9a-f]{12}\.(npy|faiss)|\..+\.[0-9]+\.tmp")
 
 
 def save(
@@ -35,7 +40,8 @@ def save(
 
     `header`: JSON values (kind, parameters, n ...). `arrays`: name -> array, kept as `.npy`. `foreign`: file name ->
     function that writes that file at a given path, for parts that another library serialises (faiss). `name`: of the
-    header file, for things beside indexes that are saved the same way.
+    header file, for things beside indexes that are saved the same way (one to a folder).
+    Raises `OSError` (disk full, folder not writeable); what the folder held before is then intact.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,14 +54,14 @@ def save(
         stem, suffix = os.path.splitext(part)
         files[part] = _write(folder, stem, suffix, write)
     full = {"format": FORMAT, **header, "files": files, "written_with": _versions()}
-    temporary = folder / f".{name}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as out:
-        json.dump(full, out, indent=1, sort_keys=True)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, folder / name)
+    text = json.dumps(full, indent=1, sort_keys=True)
+    with _being_written(folder, name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        _sha256(temporary, sync=True)
+        fsync_folder(folder)  # the data files' names must be durable before the header that names them
+        os.replace(temporary, folder / name)
     fsync_folder(folder)
-    _remove_unnamed(folder, {entry["file"] for entry in files.values()})
+    _remove_leftovers(folder, {entry["file"] for entry in files.values()})
 
 
 def load_header(folder: str | Path, name: str = HEADER) -> dict[str, Any]:
@@ -68,15 +74,22 @@ def load_header(folder: str | Path, name: str = HEADER) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder}: nothing saved here ({name} is missing)")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-        number, files = header["format"], header["files"]
-        named = [(entry["file"], entry["bytes"], entry["sha256"]) for entry in files.values()]
+        number, entries = header["format"], list(header["files"].values())
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"format {number!r} is no format number")
+        if number > FORMAT:
+            raise NewerIndex(f"{path}: format {number} is newer than {FORMAT}, the newest this release reads; upgrade")
+        for entry in entries:
+            if OURS.fullmatch(entry["file"]) is None or entry["file"] != os.path.basename(entry["file"]):
+                raise ValueError(f"it names a file that no save writes: {entry['file']!r}")
+            if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
+                raise ValueError(f"bytes or sha256 of {entry['file']} is missing or of the wrong type")
+            if "dtype" in entry and not (isinstance(entry["dtype"], str) and isinstance(entry["shape"], list)):
+                raise ValueError(f"dtype or shape of {entry['file']} is missing or of the wrong type")
+    except NewerIndex:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise CorruptIndex(f"{path}: not a readable index header ({problem!r})") from problem
-    if not isinstance(number, int) or number > FORMAT:
-        raise NewerIndex(f"{path}: format {number!r} is newer than {FORMAT}, the newest this release reads; upgrade")
-    for file, _, _ in named:
-        if file != os.path.basename(file):
-            raise CorruptIndex(f"{path}: names a file outside of its folder: {file!r}")
+        raise CorruptIndex(f"{path}: not a readable header ({problem!r})") from problem
     return header
 
 
@@ -98,16 +111,14 @@ def load_arrays(
             foreign[name] = path
             continue
         try:
-            # copy-on-write, not read-only: numba would compile every kernel again for read-only arrays
-            mapped = np.load(path, mmap_mode="c" if mmap and 0 not in entry["shape"] else None, allow_pickle=False)
-        except ValueError as problem:
+            array = _read_npy(path, mmap and 0 not in entry["shape"])
+        except (ValueError, TypeError, OverflowError, MemoryError) as problem:  # whatever numpy makes of garbage
             raise CorruptIndex(f"{path}: not a readable array ({problem})") from problem
-        if mapped.dtype.str != entry["dtype"] or list(mapped.shape) != entry["shape"]:
+        if array.dtype.str != entry["dtype"] or list(array.shape) != entry["shape"]:
             raise CorruptIndex(
-                f"{path}: holds {mapped.dtype.str} {list(mapped.shape)}, "
-                f"the header says {entry['dtype']} {entry['shape']}"
+                f"{path}: holds {array.dtype.str} {list(array.shape)}, the header says {entry['dtype']} {entry['shape']}"
             )
-        arrays[name] = np.asarray(mapped)
+        arrays[name] = array
     return arrays, foreign
 
 
@@ -126,19 +137,35 @@ def _write_npy(path: str, array: np.ndarray) -> None:
         np.lib.format.write_array(out, array, allow_pickle=False)
 
 
+def _read_npy(path: Path, mmap: bool) -> np.ndarray:
+    """One array. numpy's `load` would also open archives and fails on empty files in its own way."""
+    if mmap:
+        # copy-on-write, not read-only: numba would compile every kernel again for read-only arrays
+        return np.asarray(np.lib.format.open_memmap(path, mode="c"))
+    with open(path, "rb") as data:
+        return np.lib.format.read_array(data, allow_pickle=False)
+
+
 def _write(folder: Path, stem: str, suffix: str, write: Callable[[str], None]) -> dict[str, Any]:
     """Write one data file under a name that holds its digest; returns its header entry."""
-    temporary = folder / f".{stem}{suffix}.{os.getpid()}"
-    try:
+    with _being_written(folder, stem + suffix) as temporary:
         write(str(temporary))
         digest = _sha256(temporary, sync=True)
         final = folder / f"{stem}-{digest[:12]}{suffix}"
         size = temporary.stat().st_size
         os.replace(temporary, final)
+    return {"file": final.name, "bytes": size, "sha256": digest}
+
+
+@contextlib.contextmanager
+def _being_written(folder: Path, name: str) -> Iterator[Path]:
+    """A temporary path in `folder`; the file there is removed if the block fails."""
+    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    try:
+        yield temporary
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return {"file": final.name, "bytes": size, "sha256": digest}
 
 
 def _sha256(path: Path, sync: bool = False) -> str:
@@ -157,7 +184,7 @@ def _digest_310(data: Any) -> Any:
 
 
 def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
-    if not path.exists():
+    if not path.is_file():
         raise CorruptIndex(f"{path}: the file is missing")
     size = path.stat().st_size
     if size != entry["bytes"]:
@@ -166,10 +193,10 @@ def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
         raise CorruptIndex(f"{path}: its SHA-256 differs from the header's; the file was altered")
 
 
-def _remove_unnamed(folder: Path, keep: set[str]) -> None:
-    """Remove data files of earlier saves; a reader that still maps one keeps its pages (POSIX)."""
+def _remove_leftovers(folder: Path, keep: set[str]) -> None:
+    """Remove the files of earlier saves; a reader that still maps one keeps its pages (POSIX)."""
     for path in folder.iterdir():
-        if path.name not in keep and path.suffix in (".npy", ".faiss") and path.is_file():
+        if path.name not in keep and OURS.fullmatch(path.name) and path.is_file():
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -10,9 +10,9 @@ What is read, by the name of the source (text formats also as .gz and .zst):
     ir_datasets:ID    a dataset of ir_datasets; the prefix may be left out where no such file exists
 
 The id is `_id` or `id`, the text is `text` (with an optional `title`) or `contents`; every other field becomes
-metadata, and an object named `metadata` is merged in (where both have a name, the field outside wins). Values of JSON and parquet
-keep their types. A value of a CSV or TSV file that is written as a JSON number becomes a number in the metadata (2015
-and -1.5e3; not 007, +1 or an integer beyond 64 bits), and an empty one is left out.
+metadata, and an object named `metadata` is merged in (where both have a name, the field outside wins). Values of JSON
+and parquet keep their types. A value of a CSV or TSV file that is written as a JSON number becomes a number in the
+metadata (2015 and -1.5e3; not 007, +1 or an integer beyond 64 bits), and an empty one is left out.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ The default is "minmax" with even weights: with BM25 and a small dense model it 
 and 0.730 on SciFact, where RRF reached 0.346 and 0.717.
 
 A list knows nothing of a document that it did not return, except that it cut the document off. So in a weighted sum
-such a document gets the lowest (normalised) score that the list holds, never a zero that could outrank negative scores; in
-RRF it gets nothing from that list.
+such a document gets the lowest (normalised) score that the list holds, never a zero that could outrank negative scores;
+in RRF it gets nothing from that list.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from indexes.base import Index
 from indexes.errors import InvalidParameter, InvalidVectors
 
 METRICS = ("ip", "cosine", "l2")
+LONGEST = 3e18  # of a vector; its square, and sums of a few such squares, still fit float32 (3.4e38)
 
 
 class DenseIndex(Index):
@@ -37,12 +38,16 @@ class DenseIndex(Index):
             raise InvalidVectors(f"vectors are {array.dtype}; they must be real numbers")
         if self.d is not None and array.shape[1] != self.d:
             raise InvalidVectors(f"vectors have {array.shape[1]} dimensions; this index has {self.d}")
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             checked = np.require(array, np.float32, ["C", "W", "A"])
-        # one pass: the sum of a row is finite exactly when its entries are, up to overflow
-        bad = ~np.isfinite(checked).all(axis=1)
-        if bad.any():
-            raise InvalidVectors(f"vector {int(np.argmax(bad))} holds NaN, infinity or a number beyond float32")
+            if self.metric == "cosine":  # of any length
+                good = np.isfinite(checked).all(axis=1)
+            else:  # longer ones would score infinity minus infinity, which has no rank
+                good = np.einsum("ij,ij->i", checked, checked) <= LONGEST**2
+        if not good.all():
+            raise InvalidVectors(
+                f"vector {int(np.argmin(good))} holds NaN, infinity or a number beyond float32, or is longer than {LONGEST}"
+            )
         return normalize(checked) if self.metric == "cosine" else checked
 
     def _shape(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from indexes.base import in_chunks
 from indexes.dense.base import DenseIndex
-from indexes.errors import InvalidParameter, InvalidVectors
+from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
 
 STORAGE = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 BLOCK = 1 << 20  # scores held at once per batch of queries: 4 MB, which stays in cache
@@ -40,9 +40,10 @@ class FlatIndex(DenseIndex):
     @property
     def vectors(self) -> np.ndarray:
         """The stored vectors (n, d), in the index's dtype, by row."""
-        if len(self._chunks) != 1:
-            width = self.d or 0
-            self._chunks = [np.concatenate(self._chunks) if self._chunks else np.empty((0, width), STORAGE[self.dtype])]
+        if not self._chunks:
+            return np.empty((0, self.d or 0), STORAGE[self.dtype])
+        if len(self._chunks) > 1:
+            self._chunks = [np.concatenate(self._chunks)]
         return self._chunks[0]
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
@@ -85,14 +86,18 @@ class FlatIndex(DenseIndex):
         return {"d": self.d}, {"vectors": self.vectors}, {}
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
-        self.d, self._chunks = state["d"], [arrays["vectors"]]
+        self.d, vectors = state["d"], arrays["vectors"]
+        if vectors.shape != (len(self), self.d or 0) or vectors.dtype != STORAGE[self.dtype]:
+            raise CorruptIndex(f"vectors are {vectors.dtype} {vectors.shape}, not {self.dtype} ({len(self)}, {self.d})")
+        self._chunks = [vectors] if len(vectors) else []
 
 
 def similarities(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarray:
     """Scores float32 (nq, n) of queries (nq, d) with vectors (n, d), higher is better.
 
     For "l2", minus the squared distance as 2 q.x - |q|^2 - |x|^2, which loses digits when distances are tiny beside
-    the vectors' lengths (about 1e-7 of the squared length).
+    the vectors' lengths (about 1e-7 of the squared length). BLAS rounds differently from place to place in a block, so
+    scores of equal vectors may differ in the last bit.
     """
     block = vectors.astype(np.float32, copy=False)
     scores = queries @ block.T

@@ -31,6 +31,7 @@ class IVFPQIndex(FaissIndex):
     """
 
     kind = "ivfpq"
+    needs_fit = True
     search_knobs: ClassVar = {"nprobe": lambda value: value is None or (isinstance(value, int) and value >= 1)}
 
     def __init__(

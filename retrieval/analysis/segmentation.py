@@ -79,49 +79,55 @@ def _word(letter: str, number: str, *runs: str) -> str:
     return rf"{link}*+(?:{core})(?:{link}++(?:{core}))*+{link}*+"
 
 
-# A plain word before an ASCII character that ends it: no other rule, only a short cut for the general patterns.
-_PLAIN = r"[A-Za-z]++(?=[[\x00-\x7F]--[\w.:']])"
-
-
-@cache
-def _standard() -> Any:
-    import regex
-
-    run = rf"(?:{_SOUTH_EAST_ASIAN}{_MARK}*+)++|[\p{{Script=Han}}\p{{Script=Hiragana}}]{_MARK}*+"
-    return regex.compile(f"{_PLAIN}|{_emoji(_LETTER)}|{_word(_LETTER, _NUMBER, _KATAKANA)}|{run}", regex.VERSION1)
-
-
-@cache
-def _multilingual() -> Any:
-    import regex
-
-    letter, number = rf"[[{_LETTER}\p{{L}}]--{_UNSPACED}]", rf"[[{_NUMBER}\p{{No}}\p{{Nl}}]--{_UNSPACED}]"
-    return regex.compile(f"{_PLAIN}|{_emoji(letter)}|{_word(letter, number)}|{_RUN}", regex.VERSION1)
-
-
 _RUN = rf"(?:{_UNSPACED}{_MARK}*+)++"
 
 
 @cache
+def standard_words() -> Any:
+    """Compiled pattern of the words of any text as Lucene's StandardTokenizer finds them, without its `MAX_WORD`."""
+    import regex
+
+    run = rf"(?:{_SOUTH_EAST_ASIAN}{_MARK}*+)++|[[\p{{Script=Han}}\p{{Script=Hiragana}}]--\U00016FE2]{_MARK}*+"
+    return regex.compile(f"{_emoji(_LETTER)}|{_word(_LETTER, _NUMBER, _KATAKANA)}|{run}", regex.VERSION1)
+
+
+@cache
+def multilingual_words() -> Any:
+    """Compiled pattern of the words of any text, for search in every language.
+
+    As `standard_words`, but a run of characters of scripts without spaces is one match, that of `unspaced`, and no
+    letter or number is left out (``CO₂`` is a word).
+    """
+    import regex
+
+    letter, number = rf"[[{_LETTER}\p{{L}}]--{_UNSPACED}]", rf"[[{_NUMBER}\p{{No}}\p{{Nl}}]--{_UNSPACED}]"
+    return regex.compile(f"{_emoji(letter)}|{_word(letter, number)}|{_RUN}", regex.VERSION1)
+
+
+@cache
 def unspaced() -> Any:
-    """Compiled pattern of a run of characters of scripts without spaces, as `multilingual_words` finds it."""
+    """Compiled pattern of a run of characters of Han, Hiragana, Katakana, other ideographs and line-break class SA."""
     import regex
 
     return regex.compile(_RUN, regex.VERSION1)
 
 
-def standard_words(text: str) -> Any:
-    """Compiled pattern of the words of ``text`` as Lucene's StandardTokenizer finds them, without its `MAX_WORD`."""
-    return ASCII_WORDS if text.isascii() else _standard()
+_NOT_ASCII = re.compile(r"[^\x00-\x7F][^ ]*(?: +[^\x00-\x7F][^ ]*)*")
 
 
-def multilingual_words(text: str) -> Any:
-    """Compiled pattern of the words of ``text`` for search in every language.
+def stretches(text: str, words: Any) -> Iterator[tuple[Any, int, int]]:
+    """Cut ``text`` at spaces, which end every word, into stretches for `ASCII_WORDS` and others for ``words``.
 
-    As `standard_words`, but a run of characters of scripts without spaces (Han, Hiragana, Katakana and other
-    ideographs, line-break class SA) is one match, and no letter or number is left out (``CO₂`` is a word).
+    Yields: the pattern, start and end of each stretch, in order. Most of an English text with a few other characters
+    is cut by the fast pattern this way.
     """
-    return ASCII_WORDS if text.isascii() else _multilingual()
+    position = 0
+    for found in _NOT_ASCII.finditer(text):
+        start = max(position, text.rfind(" ", position, found.start()) + 1)
+        yield ASCII_WORDS, position, start
+        yield words, start, found.end()
+        position = found.end()
+    yield ASCII_WORDS, position, len(text)
 
 
 def pieces(word: str) -> Iterator[str]:
@@ -129,7 +135,7 @@ def pieces(word: str) -> Iterator[str]:
 
     Its buffer holds `MAX_WORD` units, so that it takes the longest word within them, and goes on behind it.
     """
-    words, start = standard_words(word), 0
+    words, start = standard_words(), 0
     while match := words.search(word, start):
         end, units = match.start(), 0
         while end < match.end() and (units := units + 1 + (word[end] > "\uffff")) <= MAX_WORD:

@@ -39,6 +39,10 @@ class Encoder(ABC):
         """Learn from a corpus what the encoder needs. `texts()` starts a new pass over it. Here nothing is learned."""
         return self
 
+    def outgrown(self, n: int) -> bool:
+        """Whether what was fitted no longer suits a corpus of `n` documents, so that it should be fitted anew."""
+        return False
+
     @abstractmethod
     def encode_documents(self, texts: Sequence[str]) -> Any: ...
 
@@ -71,7 +75,7 @@ def load_encoder(folder: str | Path, *, verify: bool = True) -> Encoder:
     header = storage.load_header(folder, name=HEADER)
     kind = header.get("kind")
     if kind not in KINDS:
-        raise EncoderError(f"{folder}: holds an encoder of kind {kind!r}; this release knows {', '.join(sorted(KINDS))}")
+        raise EncoderError(f"{folder}: an encoder of kind {kind!r}; this release knows {', '.join(sorted(KINDS))}")
     module, _, name = KINDS[kind].partition(":")
     cls: type[Encoder] = getattr(importlib.import_module(module), name)
     arrays, _ = storage.load_arrays(folder, header, mmap=True, verify=verify)

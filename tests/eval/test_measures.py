@@ -85,6 +85,7 @@ TREC = {"nDCG@5": "ndcg_cut_5", "R@5": "recall_5", "MRR": "recip_rank", "MAP": "
 @settings(deadline=None)
 @given(run=runs, qrels=judgements)
 def test_measures_and_ties_equal_trec_eval(run: Run, qrels: Qrels) -> None:
+    qrels = {query: {d: max(grade, -1) for d, grade in grades.items()} for query, grades in qrels.items()}
     evaluation = evaluate(run, qrels, tuple(TREC))
     reference = pytrec_eval.RelevanceEvaluator(qrels, set(TREC.values())).evaluate(run)
     for query in qrels:
@@ -114,6 +115,15 @@ def test_means_are_over_all_judged_queries(caplog: pytest.LogCaptureFixture) -> 
     assert evaluation.mean == dict.fromkeys(DEFAULT_MEASURES, pytest.approx(1 / 3))
     assert "1 queries of the run have no judgements" in caplog.text
     assert "2 of 3 judged queries have no results" in caplog.text
+
+
+def test_grades_that_crash_trec_eval_are_harmless() -> None:
+    qrels = {"q0": {"a": 3}, "q1": {"a": -2}, "q2": {"a": -(10**30)}}
+    run = {query: {"a": 1.0, "b": 0.5} for query in qrels}
+    for _ in range(2000):  # enough for the overwritten memory to be noticed
+        assert evaluate(run, qrels, ["MRR"]).values("MRR") == [1.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="query 'q1': grades must be at most 100000, got 100001"):
+        evaluate(run, {"q0": {"a": 1}, "q1": {"a": 100_001}}, ["MRR"])
 
 
 def test_an_empty_run_scores_zero() -> None:
@@ -182,6 +192,7 @@ def test_parse_returns_measures_that_round_trip() -> None:
         ("P", "needs cutoff, as in P@10"),
         ("P(relevance=2)@10", "unknown parameter 'relevance'; it takes cutoff, rel"),
         ("P(rel='2')@10", "rel='2' is not allowed"),
+        ("nDCG(gains={1:-2})@10", "gains must be integers from 0"),
         ("NumRet", "is a count"),
         ("RBP(rel=1)", "no installed package computes"),
     ],

@@ -176,7 +176,7 @@ def test_every_number_finds_itself(real, integer):
 
 PAPERS = {
     "p1": {"year": 2015, "lang": "en", "venue": "arXiv:1", "tags": ["ir"], "author": {"name": "Ann"}, "open": True},
-    "p2": {"year": 2021, "lang": "de", "venue": "SIGIR", "tags": [], "open": False},
+    "p2": {"year": 2021, "lang": "de", "venue": "SIGIR", "tags": [["ir"]], "open": False},
     "p3": {"year": "2015", "lang": None, "tags": "ir"},
     "p4": {},
 }
@@ -202,11 +202,13 @@ PAPERS = {
         ("tags contains 'ir'", "p1"),
         ("tags not contains 'ir'", "p2"),
         ("not tags contains 'ir'", "p2"),
+        ("tags contains '[\"ir\"]'", ""),
         ("author.name = 'Ann'", "p1"),
         ("`author`.`name` = 'Ann'", "p1"),
         ("`author.name` = 'Ann'", ""),
         ("open = true", "p1"),
         ("open = 0", "p2"),
+        ("open >= false", "p1 p2"),
         ("year between 2015 and 2020 or lang = 'de'", "p1 p2"),
         ("lang = 'de' or year = 2015 and lang = 'fr'", "p2"),
         ("(lang = 'de' or year = 2015) and lang = 'en'", "p1"),
@@ -255,7 +257,9 @@ def test_strings_and_names_are_inert(text):
     assert database.execute("SELECT count(*) FROM documents").fetchone() == (3,)
 
 
-WORDS = "a `b c` id . ( ) , = < 'x' \"y\" 1 -2.5 1e9 true null and or not in like between is contains ' ` ; é".split()
+NAMES = ["a", "a.`b c`", "id", "é"]
+OPERATORS = ["=", "<", "in", "like", "between", "is", "contains", "and", "or", "not", "(", ")", ",", ";", "."]
+WORDS = [*NAMES, *OPERATORS, "'x'", '"y"', "1", "-2.5", "1e9", "true", "null", "'", "`"]
 
 
 @given(st.one_of(st.text(max_size=30), st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)))

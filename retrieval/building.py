@@ -1,0 +1,39 @@
+"""The two calls that most users need: make a collection from a source, and open one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from retrieval.collection import Collection
+from retrieval.documents import read_documents
+from retrieval.retriever import Progress, Retriever, bm25, dense
+
+
+def index(
+    data: str | Path,
+    to: str | Path,
+    retrievers: Mapping[str, Retriever] | None = None,
+    *,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: Progress | None = None,
+    **reading: Any,
+) -> Collection:
+    """Make a collection in the folder `to` from a file, a folder or an ir_datasets id.
+
+    `retrievers`: index name -> retriever; by default BM25 and latent semantic analysis, which need no download and
+    together make a hybrid search. `on_error` and `reading`: see `retrieval.read_documents`.
+    Interrupted, it is repeated with the same call and goes on from the vectors that it had computed.
+    """
+    documents = read_documents(data, on_error=on_error, **reading)
+    collection = Collection.create(to, retrievers or {"bm25": bm25(), "dense": dense("lsa")})
+    collection.add(documents, progress=progress)
+    return collection
+
+
+def open(folder: str | Path, *, verify: bool = True) -> Collection:  # noqa: A001
+    """Open the collection in `folder`. See `Collection.open`."""
+    return Collection.open(folder, verify=verify)
+
+

@@ -1,0 +1,319 @@
+"""Collections: documents and the indexes over them, in one folder on disk.
+
+    DIR/collection.sqlite        documents, metadata, the live generation and the names of the live index folders
+    DIR/indexes/NAME.GENERATION  one folder per index: its encoder and its index
+    DIR/encodings/NAME           vectors of an unfinished build, so that it can go on where it stopped
+
+A change writes new index folders first and commits the database last. After a crash at any moment the collection
+holds the last committed generation; folders that it does not name are removed by the next change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from indexes.errors import CorruptIndex
+from indexes.storage import fsync_folder
+from retrieval.documents import Document
+from retrieval.errors import CollectionError
+from retrieval.retriever import Progress, Retriever
+from retrieval.search import Fusion, Single, Stage
+from retrieval.store import NAME, Store
+
+FUSION_METHOD = "minmax"
+
+
+class Collection:
+    """Documents in a folder, searchable through one index or several. Use `Collection.create` or `Collection.open`.
+
+    `collection["bm25"]` is the search through one index, `collection.hybrid` through all of them, fused; both are
+    stages that compose (see `retrieval.search`). A change made by another process is seen by the next search.
+    """
+
+    def __init__(self, folder: Path, store: Store, verify: bool) -> None:
+        self.folder = folder
+        self.store = store
+        self._verify = verify
+        self._generation = -1
+        self._retrievers: dict[str, Retriever] = {}
+        self._refresh()
+
+    # -- create, open, close ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, folder: str | Path, retrievers: Mapping[str, Retriever]) -> Collection:
+        """A new, empty collection. `retrievers`: index name -> empty retriever, see `retrieval.bm25` and `dense`.
+
+        A folder in which an earlier build was interrupted before its first commit is taken over.
+        Raises `CollectionError` when the folder holds anything else.
+        """
+        folder = Path(folder)
+        if not retrievers:
+            raise CollectionError("a collection needs at least one index")
+        for name in retrievers:
+            if not name.isidentifier() or name == "hybrid":
+                raise CollectionError(f"index name {name!r}: use letters, digits and _; 'hybrid' means all together")
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / NAME).exists())):
+            raise CollectionError(f"{folder}: exists and is no collection; choose a new folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise CollectionError(f"{folder}: cannot be made: {problem.strerror}") from problem
+        store = Store(folder, create=True)
+        with store.writing():
+            if store.generation and (len(store) or store.last_key()):
+                raise CollectionError(f"{folder}: holds a collection already; open it, or remove the folder first")
+            store.set_folders(_save_all(folder, retrievers, store.generation))
+        fsync_folder(folder)
+        fsync_folder(folder.parent)
+        return cls(folder, store, verify=True)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, verify: bool = True) -> Collection:
+        """Open the collection in `folder`. `verify`: check the SHA-256 of index files (a second per GB).
+
+        Raises `CollectionError`, and `IndexFileError` for a truncated, altered or newer index file.
+        """
+        return cls(Path(folder), Store(Path(folder)), verify)
+
+    def close(self) -> None:
+        self.store.close()
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- change ----------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        documents: Iterable[Document | Mapping[str, Any]],
+        *,
+        update: bool = False,
+        progress: Progress | None = None,
+    ) -> int:
+        """Add documents (`Document`, or mappings with `id`, `text`, and perhaps `title`; other entries are metadata).
+
+        `update`: replace documents whose id is there. Returns how many were added or replaced. All of them or, after
+        an error, none. Index files are written anew, so add many at a time.
+        Raises `DuplicateDocument`, `CollectionLocked`, and whatever reading `documents` raises.
+        """
+        with self._changing() as change:
+            store, last, before = change.store, change.store.last_key(), change.store.keys()
+            count = 0
+            for count in store.insert(map(_as_document, documents), update=update):
+                _report(progress, "reading", count, 0)
+            gone = np.setdiff1d(before, store.keys()) if update else np.empty(0, np.int64)
+            for name, retriever in change.retrievers.items():
+                told = _named(progress, name)
+                retriever.remove(gone)
+                if not len(retriever.index) or retriever.encoder.outgrown(len(store)):
+                    change.retrievers[name] = retriever.emptied()
+                    change.retrievers[name].build(store.keys(), store.contents, told, self._encodings(name))
+                else:
+                    retriever.add(store.keys(last), store.contents(last), told, self._encodings(name))
+        return count
+
+    def delete(self, ids: str | Iterable[str]) -> int:
+        """Delete documents by id; ids that are not there are ignored. Returns how many were deleted."""
+        with self._changing() as change:
+            before = change.store.keys()
+            count = change.store.delete([ids] if isinstance(ids, str) else list(ids))
+            gone = np.setdiff1d(before, change.store.keys())
+            for retriever in change.retrievers.values():
+                retriever.remove(gone)
+        return count
+
+    def compact(self, progress: Progress | None = None) -> None:
+        """Build every index anew from the documents (encoders that learn are fitted again) and free disk space."""
+        with self._changing() as change:
+            keys = change.store.keys()
+            for name, retriever in change.retrievers.items():
+                change.retrievers[name] = retriever.emptied()
+                told = _named(progress, name)
+                change.retrievers[name].build(keys, change.store.contents, told, self._encodings(name))
+        self.store.vacuum()
+
+    # -- search ----------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        queries: str | Sequence[str],
+        k: int = 10,
+        *,
+        index: str | None = None,
+        where: str | None = None,
+        explain: bool = False,
+    ) -> Any:
+        """The `k` best documents: a list of `Result` for one query, a list of such lists for several.
+
+        `index`: the name of one index, or "hybrid" for all of them fused; by default hybrid when there are several.
+        `where`: a filter on metadata, see `retrieval.where`. `explain`: tell what earned each score.
+        """
+        return self.stage(index).search(queries, k, where=where, explain=explain)
+
+    def stage(self, index: str | None = None) -> Stage:
+        """The search through one index by name, or through all of them fused ("hybrid", or None)."""
+        if index is None or index == "hybrid":
+            return self.hybrid
+        return self[index]
+
+    def __getitem__(self, name: str) -> Single:
+        if name not in self._retrievers:
+            raise CollectionError(f"no index {name!r}; this collection has: {', '.join(self._retrievers)}, hybrid")
+        return Single(self, name)
+
+    @property
+    def hybrid(self) -> Stage:
+        """All indexes, fused by an even sum of min-max normalised scores; with a single index, that index."""
+        first, *others = [Single(self, name) for name in self._retrievers]
+        return Fusion([first, *others], method=FUSION_METHOD) if others else first
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[dict[str, Retriever]]:
+        """The retrievers by name; documents and indexes belong to one generation within the block."""
+        with self.store.reading():
+            self._refresh()
+            yield self._retrievers
+
+    # -- look at ---------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __contains__(self, id: str) -> bool:
+        return self.store.document(id) is not None
+
+    def get(self, id: str) -> Document | None:
+        """The document with this id, if there is one."""
+        return self.store.document(id)
+
+    @property
+    def indexes(self) -> list[str]:
+        """The names of the indexes."""
+        return list(self._retrievers)
+
+    def info(self) -> dict[str, Any]:
+        """Documents, generation, metadata fields, bytes on disk, and each index's description. JSON values."""
+        with self.reading() as retrievers:
+            described = {name: retriever.describe() for name, retriever in retrievers.items()}
+            size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+            return {
+                "folder": str(self.folder), "documents": len(self), "generation": self.store.generation,
+                "fields": sorted(self.store.fields()), "bytes_on_disk": size, "indexes": described,
+            }  # fmt: skip
+
+    def verify(self) -> None:
+        """Read everything once. Raises `CollectionError` or `IndexFileError` where something is damaged."""
+        with self.store.reading():
+            self.store.check()
+            keys = self.store.keys()
+            for name, retriever in _load_all(self.folder, self.store, verify=True).items():
+                if not np.array_equal(np.sort(retriever.index.ids), keys):
+                    raise CollectionError(f"{self.folder}: index {name!r} does not hold the collection's documents")
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _encodings(self, name: str) -> Path:
+        return self.folder / "encodings" / name
+
+    def _refresh(self) -> None:
+        """Load the live generation, if it is not the one in memory."""
+        for attempt in range(10):
+            with self.store.reading():
+                generation = self.store.generation
+                if generation == self._generation:
+                    return
+                try:
+                    self._retrievers = _load_all(self.folder, self.store, self._verify)
+                    self._generation = generation
+                    return
+                except (FileNotFoundError, CorruptIndex):
+                    # another process may have committed and removed this generation's files
+                    if attempt == 9 or not self._outdated(generation):
+                        raise
+
+    def _outdated(self, generation: int) -> bool:
+        """Whether the database has moved on from `generation`, as a new connection sees it."""
+        with contextlib.closing(Store(self.folder)) as other:
+            return other.generation != generation
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[_Change]:
+        """A change, on a connection and on retrievers of its own, so that searches go on meanwhile.
+
+        At the end of the block the retrievers are written and the database is committed.
+        """
+        with contextlib.closing(Store(self.folder)) as store:
+            with store.writing():
+                self._remove_unnamed(store)
+                retrievers = _load_all(self.folder, store, verify=False)
+                yield _Change(store, retrievers)
+                store.set_folders(_save_all(self.folder, retrievers, store.generation + 1))
+            self._remove_unnamed(store)
+        shutil.rmtree(self.folder / "encodings", ignore_errors=True)
+        self._refresh()
+
+    def _remove_unnamed(self, store: Store) -> None:
+        """Remove index folders that the database does not name: of past generations and of crashes."""
+        live = set(store.folders().values())
+        if (self.folder / "indexes").exists():
+            for path in (self.folder / "indexes").iterdir():
+                if path.name not in live:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+class _Change(NamedTuple):
+    store: Store
+    retrievers: dict[str, Retriever]
+
+
+def _load_all(folder: Path, store: Store, verify: bool) -> dict[str, Retriever]:
+    folders = store.folders().items()
+    return {name: Retriever.load(folder / "indexes" / own, verify=verify) for name, own in folders}
+
+
+def _save_all(folder: Path, retrievers: Mapping[str, Retriever], generation: int) -> dict[str, str]:
+    """Write the retrievers into new folders; returns index name -> folder name."""
+    folders = {name: f"{name}.{generation}" for name in retrievers}
+    for name, retriever in retrievers.items():
+        retriever.save(folder / "indexes" / folders[name])
+    fsync_folder(folder / "indexes")
+    return folders
+
+
+def _as_document(document: Document | Mapping[str, Any]) -> Document:
+    if isinstance(document, Document):
+        return document
+    rest = dict(document)
+    try:
+        identifier, text = rest.pop("id"), rest.pop("text")
+    except KeyError as missing:
+        raise CollectionError(f"a document lacks {missing}; it has: {', '.join(map(str, document))}") from missing
+    if not isinstance(identifier, str) or not isinstance(text, str):
+        raise CollectionError(f"document {identifier!r}: id and text must be strings")
+    return Document(identifier, text, str(rest.pop("title", "")), {**rest.pop("metadata", {}), **rest})
+
+
+def _report(progress: Progress | None, what: str, done: int, total: int) -> None:
+    if progress:
+        progress(what, done, total)
+
+
+def _named(progress: Progress | None, name: str) -> Progress | None:
+    """Progress that says which index is meant."""
+    if progress is None:
+        return None
+    tell: Callable[[str, int, int], None] = progress
+    return lambda what, done, total: tell(f"{what} {name}", done, total)

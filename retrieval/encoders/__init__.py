@@ -1,0 +1,1 @@
+"""Text -> arrays: bags of words, latent semantic analysis, sentence-transformers models, cross-encoders."""

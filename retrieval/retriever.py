@@ -1,0 +1,159 @@
+"""One way of finding documents: an encoder and the index that its vectors feed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import indexes
+from indexes.base import Hits, Index
+from retrieval.encoders.base import Encoder, load_encoder
+
+BATCH = 1024  # documents encoded at once
+TRAINING_SAMPLE = 100_000  # vectors from which an index learns centroids and rotations
+Progress = Callable[[str, int, int], None]  # (what is being done, documents done, documents in all)
+
+
+class Retriever:
+    """An encoder (text -> vectors) and an index (vectors -> ranked ids), built, searched and saved together.
+
+    Ids are the collection's integer keys. See `bm25` and `dense` below for the usual pairs.
+    """
+
+    def __init__(self, encoder: Encoder, index: Index) -> None:
+        self.encoder, self.index = encoder, index
+
+    def build(
+        self,
+        keys: np.ndarray,
+        texts: Callable[[], Iterable[str]],
+        progress: Progress | None = None,
+        encodings: Path | None = None,
+    ) -> None:
+        """Fit encoder and index on the texts where they learn, and add them under `keys` int64 (n,).
+
+        `texts()` starts a new pass over them. `encodings`: a folder in which the vectors of a costly encoder are kept
+        chunk by chunk, so that an interrupted build goes on where it stopped.
+        """
+        if not len(keys):
+            return
+        self.encoder.fit(texts)
+        if not self.index.needs_fit:
+            self.add(keys, texts(), progress, encodings)
+            return
+        vectors = list(self._encoded(texts(), len(keys), progress, encodings))
+        step = max(1, -(-len(keys) // TRAINING_SAMPLE))
+        self.index.fit(np.concatenate(vectors)[::step])
+        start = 0
+        for part in vectors:
+            self.index.add(part, keys[start : start + len(part)])
+            start += len(part)
+
+    def add(
+        self,
+        keys: np.ndarray,
+        texts: Iterable[str],
+        progress: Progress | None = None,
+        encodings: Path | None = None,
+    ) -> None:
+        """Add texts under `keys` int64 (n,), with the encoder and index as they were fitted."""
+        start = 0
+        for vectors in self._encoded(texts, len(keys), progress, encodings):
+            self.index.add(vectors, keys[start : start + vectors.shape[0]])
+            start += vectors.shape[0]
+
+    def _encoded(
+        self, texts: Iterable[str], total: int, progress: Progress | None, encodings: Path | None
+    ) -> Iterator[Any]:
+        done = 0
+        for vectors in self._chunks(texts, encodings):
+            yield vectors
+            done += vectors.shape[0]
+            if progress:
+                progress("encoding", done, total)
+
+    def _chunks(self, texts: Iterable[str], encodings: Path | None) -> Iterator[Any]:
+        if self.encoder.costly and encodings is not None:
+            from retrieval.encoders.cache import Encodings
+
+            yield from Encodings(encodings, self.encoder).stream(texts)
+            return
+        batch: list[str] = []
+        for text in texts:
+            batch.append(text)
+            if len(batch) == BATCH:
+                yield self.encoder.encode_documents(batch)
+                batch = []
+        if batch:
+            yield self.encoder.encode_documents(batch)
+
+    def remove(self, keys: np.ndarray) -> None:
+        """Remove these keys; absent ones are ignored."""
+        self.index.remove(keys)
+
+    def search(self, queries: Sequence[str], k: int, allow: np.ndarray | None = None, **knobs: Any) -> Hits:
+        """The `k` best keys for each query; `allow` as in `Index.search`."""
+        return self.index.search(self.encoder.encode_queries(queries), k, allow=allow, **knobs)
+
+    def explain(self, query: str, key: int) -> dict[str, float]:
+        """Index term -> what it adds to the score of `key`, best first; empty where scores have no such parts."""
+        from indexes.sparse.eager import EagerIndex
+        from retrieval.encoders.bag_of_words import BagOfWords
+
+        if not isinstance(self.index, EagerIndex) or not isinstance(self.encoder, BagOfWords):
+            return {}
+        parts = self.index.explain(self.encoder.encode_queries([query]), key)
+        return {self.encoder.term(term) if term >= 0 else "(any document)": gain for term, gain in parts}
+
+    def emptied(self) -> Retriever:
+        """A new retriever with the same settings, nothing learned and nothing added."""
+        encoder = type(self.encoder).restore(self.encoder.settings(), {})
+        return Retriever(encoder, type(self.index)._rebuild(self.index.parameters()))
+
+    def describe(self) -> dict[str, Any]:
+        """The encoder's kind and settings and the index's description."""
+        return {"encoder": {"kind": self.encoder.kind, **self.encoder.settings()}, "index": self.index.describe()}
+
+    def save(self, folder: str | Path) -> None:
+        """Save both into sub-folders of `folder`."""
+        self.encoder.save(Path(folder) / "encoder")
+        self.index.save(Path(folder) / "index")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, verify: bool = True) -> Retriever:
+        """Open what `save` wrote; models are loaded at their first use. Errors as of `Index.load`, `load_encoder`."""
+        encoder = load_encoder(Path(folder) / "encoder", verify=verify)
+        return cls(encoder, indexes.load(Path(folder) / "index", verify=verify))
+
+
+def bm25(analyzer: str = "english", *, method: str = "lucene", k1: float = 0.9, b: float = 0.4) -> Retriever:
+    """BM25 over the index terms of an analyzer. See `indexes.BM25` and `retrieval.analysis`."""
+    from indexes import BM25, EagerIndex
+    from retrieval.encoders.bag_of_words import BagOfWords
+
+    return Retriever(BagOfWords(analyzer), EagerIndex(weighting=BM25(method=method, k1=k1, b=b)))
+
+
+def dense(model: str = "lsa", *, ann: str = "flat", **parameters: Any) -> Retriever:
+    """Dense vectors of `model` in an index of kind `ann`.
+
+    `model`: "lsa" (fitted on the corpus, nothing to download), or a sentence-transformers model by hub name or path.
+    `ann`: "flat" (exact), "hnsw" or "ivfpq". `parameters` go to the index: `FlatIndex`, `HNSWIndex`, `IVFPQIndex`.
+    """
+    from indexes import FlatIndex, HNSWIndex, IVFPQIndex
+    from retrieval.encoders.lsa import LSA
+
+    kinds: dict[str, type[Index]] = {"flat": FlatIndex, "hnsw": HNSWIndex, "ivfpq": IVFPQIndex}
+    if ann not in kinds:
+        raise ValueError(f"ann is {ann!r}; it must be one of {', '.join(kinds)}")
+    encoder: Encoder
+    if model == "lsa":
+        encoder = LSA()
+    else:
+        from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
+
+        encoder = SentenceTransformerEncoder(model)
+    return Retriever(encoder, kinds[ann](metric=encoder.similarity, **parameters))
