@@ -99,8 +99,10 @@ def _check_parameters(name: str, measure: Measure) -> None:
         value = measure.params.get(parameter)
         if value is None and info.required:
             raise ValueError(f"measure {name!r} needs {parameter}, as in {measure.NAME}@10")
-        bad_cutoff = parameter == "cutoff" and value is not None and (value is True or value < 1)
-        if value is not None and (bad_cutoff or not info.validate(value)):
+        valid = value is None or info.validate(value)
+        if valid and parameter == "cutoff" and value is not None:
+            valid = value is not True and value >= 1
+        if not valid:
             raise ValueError(f"measure {name!r}: {parameter}={value!r} is not allowed ({info.desc})")
     gains = measure.params.get("gains", {})
     if any(type(gain) is not int or not 0 <= gain <= _LARGEST_GRADE for gain in gains.values()):

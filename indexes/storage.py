@@ -8,8 +8,10 @@ behind is removed by the next. Files that are not ours are never touched. No pic
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -48,7 +50,7 @@ def save(
     files: dict[str, Any] = {}
     for part, array in arrays.items():
         contiguous = np.ascontiguousarray(array)
-        entry = _write(folder, part, ".npy", lambda path, a=contiguous: _write_npy(path, a))
+        entry = _write(folder, part, ".npy", functools.partial(_write_npy, contiguous))
         files[part] = entry | {"dtype": contiguous.dtype.str, "shape": list(contiguous.shape)}
     for part, write in (foreign or {}).items():
         stem, suffix = os.path.splitext(part)
@@ -74,22 +76,20 @@ def load_header(folder: str | Path, name: str = HEADER) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder}: nothing saved here ({name} is missing)")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-        number, entries = header["format"], list(header["files"].values())
+        number = header["format"]
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"format {number!r} is no format number")
-        if number > FORMAT:
-            raise NewerIndex(f"{path}: format {number} is newer than {FORMAT}, the newest this release reads; upgrade")
-        for entry in entries:
-            if OURS.fullmatch(entry["file"]) is None or entry["file"] != os.path.basename(entry["file"]):
-                raise ValueError(f"it names a file that no save writes: {entry['file']!r}")
-            if not (isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)):
-                raise ValueError(f"bytes or sha256 of {entry['file']} is missing or of the wrong type")
-            if "dtype" in entry and not (isinstance(entry["dtype"], str) and isinstance(entry["shape"], list)):
-                raise ValueError(f"dtype or shape of {entry['file']} is missing or of the wrong type")
-    except NewerIndex:
-        raise
+        newer = number > FORMAT  # then nothing else in the header is known to mean what it means here
+        for entry in [] if newer else header["files"].values():
+            file, size, digest = entry["file"], entry["bytes"], entry["sha256"]
+            if not OURS.fullmatch(file) or file != os.path.basename(file):
+                raise ValueError(f"{file!r} is not the name of a data file of this folder")
+            if not (isinstance(size, int) and isinstance(digest, str) and isinstance(entry.get("shape", []), list)):
+                raise ValueError(f"size, digest or shape of {file} is of the wrong type")
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise CorruptIndex(f"{path}: not a readable header ({problem!r})") from problem
+    if newer:
+        raise NewerIndex(f"{path}: format {number} is newer than {FORMAT}, the newest this release reads; upgrade")
     return header
 
 
@@ -107,18 +107,10 @@ def load_arrays(
     for name, entry in header["files"].items():
         path = Path(folder) / entry["file"]
         _check_file(path, entry, verify)
-        if "dtype" not in entry:
+        if "dtype" not in entry and "shape" not in entry:
             foreign[name] = path
             continue
-        try:
-            array = _read_npy(path, mmap and 0 not in entry["shape"])
-        except (ValueError, TypeError, OverflowError, MemoryError) as problem:  # whatever numpy makes of garbage
-            raise CorruptIndex(f"{path}: not a readable array ({problem})") from problem
-        if array.dtype.str != entry["dtype"] or list(array.shape) != entry["shape"]:
-            raise CorruptIndex(
-                f"{path}: holds {array.dtype.str} {list(array.shape)}, the header says {entry['dtype']} {entry['shape']}"
-            )
-        arrays[name] = array
+        arrays[name] = _read_npy(path, entry, mmap)
     return arrays, foreign
 
 
@@ -132,18 +124,33 @@ def fsync_folder(folder: str | Path) -> None:
             os.close(handle)
 
 
-def _write_npy(path: str, array: np.ndarray) -> None:
+def _write_npy(array: np.ndarray, path: str) -> None:
     with open(path, "wb") as out:
         np.lib.format.write_array(out, array, allow_pickle=False)
 
 
-def _read_npy(path: Path, mmap: bool) -> np.ndarray:
-    """One array. numpy's `load` would also open archives and fails on empty files in its own way."""
-    if mmap:
-        # copy-on-write, not read-only: numba would compile every kernel again for read-only arrays
-        return np.asarray(np.lib.format.open_memmap(path, mode="c"))
+def _read_npy(path: Path, entry: Mapping[str, Any], mmap: bool) -> np.ndarray:
+    """One array, after its own header was found to agree with `entry`."""
     with open(path, "rb") as data:
-        return np.lib.format.read_array(data, allow_pickle=False)
+        try:
+            if np.lib.format.read_magic(data) != (1, 0):
+                raise ValueError("not version 1.0 of the .npy format")
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(data)
+        except (ValueError, TypeError, SyntaxError) as problem:  # whatever numpy makes of garbage
+            raise CorruptIndex(f"{path}: not a readable array ({problem})") from problem
+        start = data.tell()
+        if dtype.kind not in "biuf" or by_column:
+            raise CorruptIndex(f"{path}: holds {dtype.str}, by_column={by_column}; arrays hold numbers, row by row")
+        if dtype.str != entry.get("dtype") or list(shape) != entry.get("shape"):
+            raise CorruptIndex(
+                f"{path}: holds {dtype.str} {list(shape)}, the header says {entry.get('dtype')} {entry.get('shape')}"
+            )
+        if start + math.prod(shape) * dtype.itemsize != entry["bytes"]:
+            raise CorruptIndex(f"{path}: {list(shape)} numbers of {dtype.str} do not fill its {entry['bytes']} bytes")
+        if mmap and 0 not in shape:
+            # copy-on-write, not read-only: numba would compile every kernel again for read-only arrays
+            return np.asarray(np.memmap(path, dtype, "c", start, shape))
+        return np.fromfile(data, dtype, math.prod(shape)).reshape(shape)
 
 
 def _write(folder: Path, stem: str, suffix: str, write: Callable[[str], None]) -> dict[str, Any]:

@@ -32,8 +32,6 @@ def index(
     return collection
 
 
-def open(folder: str | Path, *, verify: bool = True) -> Collection:  # noqa: A001
+def open(folder: str | Path, *, verify: bool = True) -> Collection:
     """Open the collection in `folder`. See `Collection.open`."""
     return Collection.open(folder, verify=verify)
-
-

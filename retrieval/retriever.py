@@ -146,7 +146,7 @@ def dense(model: str = "lsa", *, ann: str = "flat", **parameters: Any) -> Retrie
     from indexes import FlatIndex, HNSWIndex, IVFPQIndex
     from retrieval.encoders.lsa import LSA
 
-    kinds: dict[str, type[Index]] = {"flat": FlatIndex, "hnsw": HNSWIndex, "ivfpq": IVFPQIndex}
+    kinds: dict[str, Callable[..., Index]] = {"flat": FlatIndex, "hnsw": HNSWIndex, "ivfpq": IVFPQIndex}
     if ann not in kinds:
         raise ValueError(f"ann is {ann!r}; it must be one of {', '.join(kinds)}")
     encoder: Encoder

@@ -60,7 +60,7 @@ class Stage(ABC):
         """What earned each score of a ranking that `rank` returned."""
 
     @overload
-    def search(
+    def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
         self, queries: str, k: int = 10, *, where: str | None = None, explain: bool = False
     ) -> Results: ...
     @overload
@@ -77,7 +77,9 @@ class Stage(ABC):
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
         if any(not isinstance(text, str) for text in texts):
-            raise TypeError(f"queries must be strings, got {next(type(t).__name__ for t in texts if type(t) is not str)}")
+            raise TypeError(
+                f"queries must be strings, got {next(type(t).__name__ for t in texts if type(t) is not str)}"
+            )
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"k is {k!r}; it must be an integer of at least 1")
         with self.collection.reading():
@@ -132,10 +134,10 @@ class Single(Stage):
 
     def explain(self, query: str, ranking: Ranking, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
         with self.collection.reading() as retrievers:
-            told = {key: {"score": score} for key, score in ranking.items()}
-            for key, parts in told.items():
+            told: dict[int, dict[str, Any]] = {}
+            for key, score in ranking.items():
                 terms = retrievers[self.name].explain(query, key)
-                told[key] = {self.name: parts | ({"terms": terms} if terms else {})}
+                told[key] = {self.name: {"score": score} | ({"terms": terms} if terms else {})}
         return told
 
 
@@ -154,7 +156,9 @@ class Fusion(Stage):
         depth: int = FUSION_DEPTH,
     ) -> None:
         if len({id(stage.collection) for stage in stages}) != 1:
-            raise ValueError("a fusion needs stages of one collection; for runs of several see retrieval.fusion.fuse_runs")
+            raise ValueError(
+                "a fusion needs stages of one collection; for runs of several see retrieval.fusion.fuse_runs"
+            )
         if depth < 1:
             raise ValueError(f"depth is {depth}; it must be at least 1")
         contributions([{} for _ in stages], method=method, weights=weights)  # refuses what it does not know
@@ -204,7 +208,7 @@ class Rerank(Stage):
     def _rerank(self, query: str, ranking: Ranking, k: int) -> Ranking:
         head = list(ranking)[: self.top]
         documents = self.collection.store.documents(head)
-        scores = self.scorer.score(query, [documents[key].contents for key in head]) if head else []
+        scores = self.scorer.score(query, [documents[key].contents for key in head]) if head else np.empty(0)
         order = sorted((-float(score), key) for key, score in zip(head, scores, strict=True))
         reranked = {key: -negative for negative, key in order}
         # below the last reranked score, so that the order by score is the order of the ranking
@@ -218,7 +222,9 @@ class Rerank(Stage):
             first = self.stage.rank([query], max(len(ranking), self.top), allowed)[0]
             told = self.stage.explain(query, {key: first[key] for key in ranking if key in first}, allowed)
         places = {key: place for place, key in enumerate(first, 1)}
-        return {key: {**told.get(key, {}), "rerank": {"score": ranking[key], "was": places.get(key)}} for key in ranking}
+        return {
+            key: {**told.get(key, {}), "rerank": {"score": ranking[key], "was": places.get(key)}} for key in ranking
+        }
 
 
 def _label(stage: Stage) -> str:

@@ -75,9 +75,8 @@ class Store:
         application = self._one("pragma application_id")
         if create and application == 0:
             # one transaction: a crash leaves an empty file, which is made anew
-            self._db.executescript(
-                f"begin immediate; {SCHEMA} pragma application_id = {APPLICATION}; pragma user_version = {FORMAT}; commit;"
-            )
+            pragmas = f"pragma application_id = {APPLICATION}; pragma user_version = {FORMAT}"
+            self._db.executescript(f"begin immediate; {SCHEMA} {pragmas}; commit;")
         elif application != APPLICATION:
             raise CollectionError(f"{self.path}: not a collection (another program's database, or one never finished)")
         elif (number := self._one("pragma user_version")) > FORMAT:
@@ -106,8 +105,8 @@ class Store:
     def writing(self) -> Iterator[None]:
         """Everything within the block is committed at its end, or nothing is.
 
-        Raises `CollectionLocked` at once when another process is writing; `CollectionError` when the folder is read-only
-        or the disk is full.
+        Raises `CollectionLocked` at once when another process is writing; `CollectionError` when the folder is
+        read-only or the disk is full.
         """
         with self.lock, _translated(self.path):
             self._db.execute("pragma busy_timeout = 0")
@@ -192,9 +191,7 @@ class Store:
 
     def contents(self, after: int = 0) -> Iterator[str]:
         """What is indexed of the documents with keys above `after`, in the order of keys: title and text."""
-        for title, text in self._db.execute(
-            "select title, text from documents where key > ? order by key", (after,)
-        ):
+        for title, text in self._db.execute("select title, text from documents where key > ? order by key", (after,)):
             yield f"{title} {text}".strip()
 
     def documents(self, keys: Sequence[int]) -> dict[int, Document]:
@@ -258,7 +255,9 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as problem:
         reason = str(problem)
         if "locked" in reason or "busy" in reason:
-            raise CollectionLocked(f"{path}: another process is writing to this collection; try again later") from problem
+            raise CollectionLocked(
+                f"{path}: another process is writing to this collection; try again later"
+            ) from problem
         if "readonly" in reason or "unable to open" in reason:
             raise CollectionError(f"{path}: cannot be written (read-only folder?): {reason}") from problem
         if "full" in reason or "disk I/O" in reason:

@@ -46,7 +46,8 @@ class DenseIndex(Index):
                 good = np.einsum("ij,ij->i", checked, checked) <= LONGEST**2
         if not good.all():
             raise InvalidVectors(
-                f"vector {int(np.argmin(good))} holds NaN, infinity or a number beyond float32, or is longer than {LONGEST}"
+                f"vector {int(np.argmin(good))} holds NaN, infinity or a number beyond float32, "
+                f"or is longer than {LONGEST}"
             )
         return normalize(checked) if self.metric == "cosine" else checked
 

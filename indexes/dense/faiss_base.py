@@ -1,6 +1,7 @@
 """What the indexes built on faiss share: deletion, filters, files, and faiss's threads.
 
-faiss numbers vectors by *slot*, in the order they were added; slots of removed vectors stay until `_compact`.
+faiss numbers vectors by *slot*, in the order they were added; slots of removed vectors stay, and are excluded
+from every search (`HNSWIndex` builds anew when they are many).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class FaissIndex(DenseIndex):
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
         if self._faiss is None:
-            self._faiss = self._make(vectors.shape[1])
+            self._faiss, self._mapped = self._make(vectors.shape[1]), False
             self.d = vectors.shape[1]
         if self._mapped:
             self._faiss, self._mapped = faiss_copy(self._faiss), False  # faiss aborts when a mapped index grows
@@ -81,13 +82,19 @@ class FaissIndex(DenseIndex):
         def write(path: str) -> None:
             import faiss
 
-            faiss.write_index(self._faiss, path)
+            # through a Python file: faiss's own writer says nothing when closing the file fails on a full disk
+            with open(path, "wb") as out:
+                faiss.write_index(self._faiss, faiss.PyCallbackIOWriter(out.write))
 
         return {"d": self.d}, {"slots": self._slots}, {"index.faiss": write} if self._faiss is not None else {}
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
         self.d, self._slots = state["d"], arrays["slots"]
+        if self._slots.shape != self._ids.shape:
+            raise CorruptIndex(f"slots are {self._slots.shape}, ids {self._ids.shape}; there must be one slot per id")
         if "index.faiss" not in foreign:
+            if len(self):
+                raise CorruptIndex(f"the header names no index.faiss, yet n is {len(self)}")
             return
         import faiss
 
@@ -96,9 +103,10 @@ class FaissIndex(DenseIndex):
             self._faiss, self._mapped = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), True
         except RuntimeError as problem:
             raise CorruptIndex(f"{path}: faiss cannot read it ({str(problem).splitlines()[0]})") from problem
-        kind = faiss.METRIC_L2 if self.metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        if self._faiss.d != self.d or self._faiss.metric_type != kind:
+        if self._faiss.d != self.d or self._faiss.metric_type != faiss_metric(self.metric):
             raise CorruptIndex(f"{path}: holds d={self._faiss.d}, metric {self._faiss.metric_type}; the header differs")
+        if len(self) and not 0 <= self._slots.min() <= self._slots.max() < self._faiss.ntotal:
+            raise CorruptIndex(f"{path}: holds {self._faiss.ntotal} vectors; slots name others")
 
     def _foreign_bytes(self) -> dict[str, int]:
         if self._faiss is None:

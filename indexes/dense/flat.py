@@ -12,7 +12,7 @@ from indexes.base import in_chunks
 from indexes.dense.base import DenseIndex
 from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
 
-STORAGE = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+STORAGE: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 BLOCK = 1 << 20  # scores held at once per batch of queries: 4 MB, which stays in cache
 QUERY_BATCH = 256
 

@@ -36,6 +36,8 @@ class HNSWIndex(FaissIndex):
         super().__init__(metric=metric)
         if M < 2 or ef_construction < 1:
             raise InvalidParameter(f"M is {M}, ef_construction {ef_construction}; M must be >= 2, the other >= 1")
+        if not self.search_knobs["ef_search"](ef_search):
+            raise InvalidParameter(f"ef_search is {ef_search!r}; it must be an integer of at least 1, or None")
         self.M, self.ef_construction, self.ef_search = M, ef_construction, ef_search
 
     def parameters(self) -> dict[str, Any]:

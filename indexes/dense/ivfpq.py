@@ -19,14 +19,15 @@ logger = logging.getLogger(__name__)
 class IVFPQIndex(FaissIndex):
     """Vectors as short codes in inverted lists; approximate. The exact twin is `FlatIndex`.
 
-    `bytes`: code size, the number M of sub-quantisers of 256 centroids each (at most d).
+    `bytes`: code size, the number M of sub-quantisers of 256 centroids each (at most d). If it does not divide d, the
+    rotation also drops d mod M dimensions.
     `nlist`: number of lists; None chooses from the size of the training sample: its square root times 4, at least 39
     training vectors per list (faiss's own floor), at most 65,536.
     `nprobe`: lists visited, also a parameter of `search`; None chooses an eighth of nlist, at least 8.
-    `opq`: learn a rotation first (True; without it, codes of real embeddings lose much more).
+    `opq`: learn a rotation first (True; without it, codes of real embeddings lose much more). Needs a sample of d
+    vectors or more, and is left out below.
     `seed`: of the k-means runs.
-    `fit` needs a sample, best 40 vectors or more per list; with fewer than 256 vectors the codes get fewer
-    centroids.
+    `fit` needs a sample of 2 vectors or more, best 40 per list; with fewer than 256 the codes get fewer centroids.
     A search that finds fewer than k allowed rows is repeated over all lists.
     """
 
@@ -47,6 +48,8 @@ class IVFPQIndex(FaissIndex):
         super().__init__(metric=metric)
         if bytes < 1 or (nlist is not None and nlist < 1):
             raise InvalidParameter(f"bytes is {bytes}, nlist {nlist}; both must be at least 1 (nlist may be None)")
+        if not self.search_knobs["nprobe"](nprobe):
+            raise InvalidParameter(f"nprobe is {nprobe!r}; it must be an integer of at least 1, or None")
         self.bytes, self.nlist, self.nprobe, self.opq, self.seed = bytes, nlist, nprobe, opq, seed
 
     def parameters(self) -> dict[str, Any]:
@@ -59,16 +62,19 @@ class IVFPQIndex(FaissIndex):
         if self._faiss is None:
             return {}
         nlist = self._ivf().nlist
-        return {"nlist": nlist, "nprobe": self._probes(self.nprobe), "bytes": self._ivf().pq.M}
+        return {"nlist": nlist, "nprobe": self._probes(self.nprobe), "code_bytes": self._ivf().code_size}
 
     def fit(self, vectors: Any) -> IVFPQIndex:
         """Learn rotation, lists and codes from a sample (n, d). Only an empty index can be fitted."""
         sample = self._check_vectors(vectors)
-        if len(self) or not len(sample):
-            raise InvalidParameter(f"fit needs an empty index (it holds {len(self)}) and a sample (got {len(sample)})")
-        self._faiss, self.d = self._untrained(len(sample), sample.shape[1]), sample.shape[1]
+        if len(self) or len(sample) < 2:
+            raise InvalidParameter(
+                f"fit needs an empty index (it holds {len(self)}) and a sample of 2 vectors or more (got {len(sample)})"
+            )
+        index = self._untrained(len(sample), sample.shape[1])
         with faiss_threads(1):  # sums of k-means on several threads differ in their last bits
-            self._faiss.train(sample)
+            index.train(sample)
+        self._faiss, self._mapped, self.d = index, False, sample.shape[1]
         logger.info("IVF-PQ fitted on %d vectors: %s", len(sample), self._chosen())
         return self
 
@@ -86,10 +92,11 @@ class IVFPQIndex(FaissIndex):
         quantizer.this.disown()
         ivf.cp.seed = ivf.pq.cp.seed = self.seed + 1234
         ivf.cp.min_points_per_centroid = ivf.pq.cp.min_points_per_centroid = 1  # we say what is small, not stderr
-        if not self.opq and width == d:
+        opq = self.opq and n >= d  # with fewer vectors faiss's training writes beyond its buffers
+        if not opq and width == d:
             return ivf
-        rotation = faiss.OPQMatrix(d, M, width) if self.opq else faiss.RandomRotationMatrix(d, width)
-        if self.opq:
+        rotation = faiss.OPQMatrix(d, M, width) if opq else faiss.RandomRotationMatrix(d, width)
+        if opq:
             trainer = faiss.ProductQuantizer(width, M, bits)
             trainer.cp.seed, trainer.cp.min_points_per_centroid = self.seed + 1234, 1
             rotation.niter = 10  # faiss's 50 take five times as long and change the error by under 1%

@@ -34,7 +34,12 @@ class SparseIndex(Index):
             vectors = sparse.csr_matrix(array)
         if vectors.dtype.kind not in "fiub":
             raise InvalidVectors(f"vectors are {vectors.dtype}; weights must be real numbers")
-        csr = sparse.csr_matrix(vectors, dtype=np.float32, copy=True)
+        with np.errstate(over="ignore"):
+            csr = sparse.csr_matrix(vectors, dtype=np.float32, copy=True)
+        try:
+            csr.check_format(full_check=True)  # kernels trust the indices: scipy does not look at them by itself
+        except ValueError as problem:
+            raise InvalidVectors(f"vectors are no valid sparse matrix: {problem}") from problem
         csr.sum_duplicates()
         csr.eliminate_zeros()
         if not np.isfinite(csr.data).all():

@@ -54,14 +54,14 @@ class EagerIndex(SparseIndex):
         return cls(weighting=from_settings(settings) if settings else None, **parameters)
 
     def counts(self) -> csr_matrix:
-        """The stored vectors by row: float32 (n, V)."""
+        """The stored vectors by row: float32 (n, V), not to be changed."""
         from scipy.sparse import csc_matrix, csr_matrix, vstack
 
         stored = csc_matrix((self._counts, self._rows, self._starts), shape=(len(self._lengths), len(self._starts) - 1))
         parts = [stored.tocsr(), *self._pending] if len(self._lengths) or not self._pending else self._pending
         for part in parts:
             part.resize(part.shape[0], self.V)
-        return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts, format="csr"))
+        return csr_matrix(parts[0] if len(parts) == 1 else vstack(parts, format="csr"), dtype=np.float32)
 
     def explain(self, query: Any, id: int) -> list[tuple[int, float]]:
         """(term, score) of each term of `query` (1, V) that the document has, best first; they sum to its score.
@@ -109,7 +109,7 @@ class EagerIndex(SparseIndex):
         if self._pending:
             self._store(self.counts())
         df, n = np.diff(self._starts), len(self._lengths)
-        if self.weighting is None:
+        if self.weighting is None or not n:
             self._scores, self._base = self._counts, np.zeros(len(df))
             return
         idf = self.weighting.idf(df, n)
@@ -149,7 +149,7 @@ class EagerIndex(SparseIndex):
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
         self._build()
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "starts": self._starts,
             "rows": self._rows,
             "counts": _narrowest(self._counts),
@@ -166,9 +166,11 @@ class EagerIndex(SparseIndex):
         self._base = arrays["base"]
         n, entries = len(self._ids), len(self._rows)
         if len(self._starts) != self.V + 1 or len(self._lengths) != n or int(self._starts[-1]) != entries:
-            raise CorruptIndex(f"postings of {len(self._starts) - 1} terms, {len(self._lengths)} rows do not fit V and n")
+            raise CorruptIndex(f"postings of {len(self._starts) - 1} terms, {len(self._lengths)} rows: not V and n")
         self._counts = arrays["counts"] if self.weighting else arrays["counts"].astype(np.float32, copy=False)
-        self._scores = arrays.get("scores", self._counts)
+        self._scores = arrays["scores"] if self.weighting else self._counts
+        if len(self._counts) != entries or len(self._scores) != entries or len(self._base) != self.V:
+            raise CorruptIndex(f"{len(self._counts)} counts, {len(self._scores)} scores for {entries} postings")
 
 
 def _narrowest(counts: np.ndarray) -> np.ndarray:

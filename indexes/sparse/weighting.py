@@ -128,5 +128,6 @@ def from_settings(settings: dict[str, Any]) -> Weighting:
 
 def relative_lengths(lengths: np.ndarray) -> np.ndarray:
     """L / L-bar, float64 (n,); 1 everywhere when all documents are empty."""
-    mean = lengths.mean(dtype=np.float64) if len(lengths) else 0.0
-    return lengths / mean if mean > 0 else np.ones(len(lengths))
+    exact = lengths.astype(np.float64)
+    mean = exact.mean() if len(exact) else 0.0
+    return exact / mean if mean > 0 else np.ones(len(exact))

@@ -16,8 +16,7 @@ from retrieval.analysis.base import WordAnalyzer
 from retrieval.analysis.porter import stem
 
 STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()
+    ["a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with"]
 )
 """The 33 stop words of Lucene's EnglishAnalyzer."""
 

@@ -7,7 +7,7 @@ tone, ZWJ family, keycap, flag) is a word. All other characters only separate wo
 
 Two patterns say this: one of the standard ``re`` for ASCII text, which is most text and much faster, and a general one
 over Unicode properties by the ``regex`` package. On ASCII text they agree. Repetitions are possessive, or decided by
-the next character, so that no text makes them backtrack far.
+the next character, and rows of joiners are tried only from their first: the time is linear in the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_WORD = 255
 
 # \w is [A-Za-z0-9_]. A colon, stop or apostrophe joins letters; a comma, semicolon, stop or apostrophe joins digits.
 ASCII_WORDS = re.compile(
-    r"_*[A-Za-z0-9]\w*(?:(?:(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=[0-9])[,;.'](?=[0-9]))\w+)*", re.ASCII
+    r"(?<!_)_*[A-Za-z0-9]\w*(?:(?:(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=[0-9])[,;.'](?=[0-9]))\w+)*", re.ASCII
 )
 
 # Sets of characters. Lucene's tables are those of Unicode 12.1 (Lucene 9 and 10), the `regex` package has newer ones.
@@ -61,7 +61,7 @@ def _emoji(letter: str) -> str:
     joined = rf"(?:(?<={zwj})|{zwj})"
     letters = rf"(?:[{_PICTURE}&&{letter}]{picture}{joined}{zwj}*+)*+(?!{letter})"
     tags = r"[\U000E0020-\U000E007E]++\U000E007F"
-    sequence = rf"(?:(?={zwj})|{letters}){element}(?:{tags}|(?:{joined}{element})*+)"
+    sequence = rf"(?:(?={zwj})(?<!{zwj})|(?!{zwj}){letters}){element}(?:{tags}|(?:{joined}{element})*+)"
     keycap = rf"[\#*]{mark}*{presentation}?\u20E3{mark}*+"
     flag = rf"(?:\p{{Regional_Indicator}}{_MARK}*+){{2}}"
     return rf"{sequence}|{keycap}|{flag}"
@@ -76,7 +76,8 @@ def _word(letter: str, number: str, *runs: str) -> str:
     numbers = rf"{number}++{mark}(?:{_MID_NUMBER}{mark}{number}{mark})*+"
     core = "|".join([rf"(?:{letters}|{hebrew}|{numbers})++", *(rf"(?:{run}{mark})++" for run in runs)])
     link = rf"(?:{_LINK}{mark})"
-    return rf"{link}*+(?:{core})(?:{link}++(?:{core}))*+{link}*+"
+    first = rf"(?:(?={_LINK})(?<!{_LINK}{mark}){link}++)?+"  # never inside a row of links, which may be long
+    return rf"{first}(?:{core})(?:{link}++(?:{core}))*+{link}*+"
 
 
 _RUN = rf"(?:{_UNSPACED}{_MARK}*+)++"
@@ -135,12 +136,12 @@ def pieces(word: str) -> Iterator[str]:
 
     Its buffer holds `MAX_WORD` units, so that it takes the longest word within them, and goes on behind it.
     """
-    words, start = standard_words(), 0
-    while match := words.search(word, start):
-        end, units = match.start(), 0
-        while end < match.end() and (units := units + 1 + (word[end] > "\uffff")) <= MAX_WORD:
-            end += 1
-        if end < match.end():
-            match = words.match(word, match.start(), end)
-        yield match.group()
-        start = match.end()
+    words = standard_words()
+    while word:
+        found = words.search(word[: 2 * MAX_WORD])
+        start = found.start() if found else MAX_WORD
+        buffer = word[start : start + MAX_WORD].encode("utf-16-le")[: 2 * MAX_WORD].decode("utf-16-le", "ignore")
+        match = words.match(buffer) if found else None
+        if match:
+            yield match.group()
+        word = word[start + (match.end() if match else 0 if not found else 1) :]

@@ -128,19 +128,26 @@ class LSA(Encoder):
 def principal_directions(matrix: csr_matrix, d: int, seed: int) -> np.ndarray:
     """The first `d` right singular vectors of a sparse matrix (n, V), as columns: float32 (V, d).
 
-    An empty matrix has one direction, zero. Randomised subspace iteration (Halko, Martinsson and Tropp, 2011, algorithm 4.4) with 16 extra directions and 4
-    rounds. Fewer directions are returned when the matrix has fewer rows or columns.
+    Randomised subspace iteration (Halko, Martinsson and Tropp, 2011, section 4.5) with 16 extra directions and 4
+    rounds, orthogonalised on the shorter side of the matrix. Fewer directions are returned when the matrix has fewer
+    rows or columns; an empty matrix has one, zero.
     """
     d = min(d, *matrix.shape)
     if d == 0 or matrix.nnz == 0:
         return np.zeros((matrix.shape[1], 1), np.float32)
-    width = min(d + 16, *matrix.shape)
-    directions = np.random.default_rng(seed).standard_normal((matrix.shape[1], width), dtype=np.float32)
+    wide = matrix.shape[0] < matrix.shape[1]
+    short, long = (matrix, matrix.T.tocsr()) if wide else (matrix.T.tocsr(), matrix)  # shapes (m, M) and (M, m)
+    width = min(d + 16, short.shape[0])
+    basis = np.random.default_rng(seed).standard_normal((short.shape[0], width), dtype=np.float32)
     for _ in range(4):
-        basis, _ = np.linalg.qr(matrix @ directions)
-        directions, _ = np.linalg.qr(matrix.T @ basis)
-    _, _, rotation = np.linalg.svd(np.asarray(matrix @ directions), full_matrices=False)
-    return np.ascontiguousarray(directions @ rotation[:d].T, np.float32)
+        basis, _ = np.linalg.qr(short @ (long @ basis))
+    image = long @ basis
+    squares, rotation = np.linalg.eigh(image.T.astype(np.float64) @ image)
+    rotation = rotation[:, ::-1][:, :d]
+    if not wide:
+        return np.ascontiguousarray(basis @ rotation, np.float32)
+    lengths = np.sqrt(np.maximum(squares[::-1][:d], 0))
+    return np.ascontiguousarray(image @ (rotation / np.maximum(lengths, 1e-6 * lengths[0])), np.float32)
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

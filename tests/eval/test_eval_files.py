@@ -127,8 +127,9 @@ def test_written_files_have_the_usual_permissions(tmp_path: Path) -> None:
 
 
 def test_writing_into_a_missing_folder_names_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="the folder .*nowhere does not exist"), write_atomically(
-        tmp_path / "nowhere" / "a"
+    with (
+        pytest.raises(FileNotFoundError, match="the folder .*nowhere does not exist"),
+        write_atomically(tmp_path / "nowhere" / "a"),
     ):
         pass
 
@@ -137,7 +138,9 @@ def test_errors_survive_pickling_and_say_what_to_do() -> None:
     error = pickle.loads(pickle.dumps(FormatError("a.tsv", 3, "bad")))
     assert str(error) == "a.tsv:3: bad"
     assert str(FormatError("a.tsv", None, "bad")) == "a.tsv: bad"
-    assert "pip install 'retrieval[datasets]'" in str(pickle.loads(pickle.dumps(MissingExtra("ir_datasets", "datasets"))))
+    assert "pip install 'retrieval[datasets]'" in str(
+        pickle.loads(pickle.dumps(MissingExtra("ir_datasets", "datasets")))
+    )
     assert issubclass(DatasetError, ValueError)
 
 
