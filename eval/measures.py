@@ -150,8 +150,8 @@ def evaluate(
 def _checked(qrels: Mapping[str, Mapping[str, int]]) -> Qrels:
     """A copy of the judgements that trec_eval can take.
 
-    It treats all grades below 0 alike, but writes outside its memory when a query has none above -2, hence the
-    maximum with -1; and it takes memory and time in proportion to the highest grade, hence `_LARGEST_GRADE`.
+    It treats all grades below 0 alike, but crashes or hangs on a query that has no others: there they become 0, which
+    is no more relevant. It takes memory and time in proportion to the highest grade, hence `_LARGEST_GRADE`.
     """
     if not qrels:
         raise ValueError("qrels are empty: there is nothing to measure against")
@@ -161,13 +161,15 @@ def _checked(qrels: Mapping[str, Mapping[str, int]]) -> Qrels:
             if not isinstance(word, str):
                 raise TypeError(f"qrels, query {query!r}: ids must be strings, got {word!r}")
         try:
-            checked[query] = {document: max(operator.index(grade), -1) for document, grade in grades.items()}
+            exact = {document: operator.index(grade) for document, grade in grades.items()}
         except TypeError:
             seen = list(grades.values())[:10]
             raise TypeError(f"qrels, query {query!r}: grades must be integers, got {seen}") from None
-        if max(checked[query].values(), default=0) > _LARGEST_GRADE:
-            highest = max(checked[query].values())
+        highest = max(exact.values(), default=0)
+        if highest > _LARGEST_GRADE:
             raise ValueError(f"qrels, query {query!r}: grades must be at most {_LARGEST_GRADE}, got {highest}")
+        lowest = 0 if highest < 0 else -1
+        checked[query] = {document: max(grade, lowest) for document, grade in exact.items()}
     return checked
 
 

@@ -31,7 +31,7 @@ def ranking(scores: Mapping[str, float]) -> list[str]:
             raise TypeError(f"document ids must be strings, got {document!r}")
         if not math.isfinite(score):
             raise ValueError(f"scores must be finite, got {score} for document {document!r}")
-    return [document for _, document in sorted(zip(scores.values(), scores, strict=True), reverse=True)][::1] if False else sorted(scores, key=lambda d: (-scores[d], d))
+    return [document for _, document in sorted(zip(scores.values(), scores, strict=True), reverse=True)]
 
 
 def read_run(path: str | Path) -> Run:

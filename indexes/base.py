@@ -258,7 +258,7 @@ class Index(ABC):
         bitmap = np.asarray(allow)
         if bitmap.dtype != np.bool_ or bitmap.shape != (len(self),):
             raise InvalidAllow(f"allow is {bitmap.dtype} {bitmap.shape}; it must be bool ({len(self)},), one per row")
-        return bitmap
+        return np.require(bitmap, requirements=["C", "W"])  # kernels are compiled for this layout only
 
 
 def load(path: str | Path, mmap: bool = True, *, verify: bool = True) -> Index:

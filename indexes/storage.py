@@ -126,7 +126,8 @@ def fsync_folder(folder: str | Path) -> None:
 
 def _write_npy(array: np.ndarray, path: str) -> None:
     with open(path, "wb") as out:
-        np.lib.format.write_array(out, array, allow_pickle=False)
+        np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(array))
+        out.write(array.data)  # numpy's own `tofile` loses the last bytes on a full disk without an error
 
 
 def _read_npy(path: Path, entry: Mapping[str, Any], mmap: bool) -> np.ndarray:
@@ -136,7 +137,7 @@ def _read_npy(path: Path, entry: Mapping[str, Any], mmap: bool) -> np.ndarray:
             if np.lib.format.read_magic(data) != (1, 0):
                 raise ValueError("not version 1.0 of the .npy format")
             shape, by_column, dtype = np.lib.format.read_array_header_1_0(data)
-        except (ValueError, TypeError, SyntaxError) as problem:  # whatever numpy makes of garbage
+        except Exception as problem:  # garbage ends in whatever error numpy's parser runs into
             raise CorruptIndex(f"{path}: not a readable array ({problem})") from problem
         start = data.tell()
         if dtype.kind not in "biuf" or by_column:

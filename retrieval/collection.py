@@ -66,14 +66,13 @@ class Collection:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise CollectionError(f"{folder}: cannot be made: {problem.strerror}") from problem
-        store = Store(folder, create=True)
-        with store.writing():
+        with contextlib.closing(Store(folder, create=True)) as store, store.writing():
             if store.generation and (len(store) or store.last_key()):
                 raise CollectionError(f"{folder}: holds a collection already; open it, or remove the folder first")
-            store.set_folders(_save_all(folder, retrievers, store.generation))
+            store.set_folders(_save_all(folder, retrievers, store.generation + 1))
         fsync_folder(folder)
         fsync_folder(folder.parent)
-        return cls(folder, store, verify=True)
+        return cls.open(folder)
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = True) -> Collection:
@@ -176,16 +175,25 @@ class Collection:
 
     @property
     def hybrid(self) -> Stage:
-        """All indexes, fused by an even sum of min-max normalised scores; with a single index, that index."""
-        first, *others = [Single(self, name) for name in self._retrievers]
-        return Fusion([first, *others], method=FUSION_METHOD) if others else first
+        """All indexes, fused by a sum of min-max normalised scores; with a single index, that index.
+
+        Weights are even, but for encoders that say otherwise (`Encoder.fusion_weight`: LSA has half).
+        """
+        stages = [Single(self, name) for name in self._retrievers]
+        weights = [retriever.encoder.fusion_weight for retriever in self._retrievers.values()]
+        return Fusion(stages, method=FUSION_METHOD, weights=weights) if len(stages) > 1 else stages[0]
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[dict[str, Retriever]]:
         """The retrievers by name; documents and indexes belong to one generation within the block."""
-        with self.store.reading():
-            self._refresh()
-            yield self._retrievers
+        with self.store.lock:
+            while not self.store.is_reading:
+                self._refresh()
+                with self.store.reading():
+                    if self.store.generation == self._generation:
+                        yield self._retrievers
+                        return
+            yield self._retrievers  # within another such block
 
     # -- look at ---------------------------------------------------------------------------------------------------
 
@@ -230,7 +238,8 @@ class Collection:
 
     def _refresh(self) -> None:
         """Load the live generation, if it is not the one in memory."""
-        for attempt in range(10):
+        failed = -1
+        while True:
             with self.store.reading():
                 generation = self.store.generation
                 if generation == self._generation:
@@ -240,14 +249,10 @@ class Collection:
                     self._generation = generation
                     return
                 except (FileNotFoundError, CorruptIndex):
-                    # another process may have committed and removed this generation's files
-                    if attempt == 9 or not self._outdated(generation):
+                    # another process may have committed and then removed this generation's files: look again, once
+                    if generation == failed:
                         raise
-
-    def _outdated(self, generation: int) -> bool:
-        """Whether the database has moved on from `generation`, as a new connection sees it."""
-        with contextlib.closing(Store(self.folder)) as other:
-            return other.generation != generation
+                    failed = generation
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[_Change]:
@@ -256,17 +261,30 @@ class Collection:
         At the end of the block the retrievers are written and the database is committed.
         """
         with contextlib.closing(Store(self.folder)) as store:
-            with store.writing():
-                self._remove_unnamed(store)
-                retrievers = _load_all(self.folder, store, verify=False)
-                yield _Change(store, retrievers)
-                store.set_folders(_save_all(self.folder, retrievers, store.generation + 1))
-            self._remove_unnamed(store)
-        shutil.rmtree(self.folder / "encodings", ignore_errors=True)
+            try:
+                with store.writing():
+                    self._remove_unnamed(store)
+                    retrievers = _load_all(self.folder, store, verify=False)
+                    yield _Change(store, retrievers)
+                    store.set_folders(_save_all(self.folder, retrievers, store.generation + 1))
+            except BaseException:
+                self._tidy(store)
+                raise
+            self._tidy(store, self.folder / "encodings")
         self._refresh()
 
+    def _tidy(self, store: Store, *unneeded: Path) -> None:
+        """Remove what a change left, unless another process has begun a change: then that one does."""
+        with contextlib.suppress(CollectionError), store.exclusive():
+            self._remove_unnamed(store)
+            for path in unneeded:
+                shutil.rmtree(path, ignore_errors=True)
+
     def _remove_unnamed(self, store: Store) -> None:
-        """Remove index folders that the database does not name: of past generations and of crashes."""
+        """Remove index folders that the database does not name: of past generations and of crashes.
+
+        Only while nobody else writes: the new folders of another's change have no name in the database yet.
+        """
         live = set(store.folders().values())
         if (self.folder / "indexes").exists():
             for path in (self.folder / "indexes").iterdir():
@@ -287,23 +305,29 @@ def _load_all(folder: Path, store: Store, verify: bool) -> dict[str, Retriever]:
 def _save_all(folder: Path, retrievers: Mapping[str, Retriever], generation: int) -> dict[str, str]:
     """Write the retrievers into new folders; returns index name -> folder name."""
     folders = {name: f"{name}.{generation}" for name in retrievers}
-    for name, retriever in retrievers.items():
-        retriever.save(folder / "indexes" / folders[name])
+    try:
+        for name, retriever in retrievers.items():
+            retriever.save(folder / "indexes" / folders[name])
+    except OSError as problem:
+        raise CollectionError(f"{folder}: an index cannot be written ({problem}); nothing was changed") from problem
     fsync_folder(folder / "indexes")
     return folders
 
 
 def _as_document(document: Document | Mapping[str, Any]) -> Document:
-    if isinstance(document, Document):
-        return document
-    rest = dict(document)
-    try:
-        identifier, text = rest.pop("id"), rest.pop("text")
-    except KeyError as missing:
-        raise CollectionError(f"a document lacks {missing}; it has: {', '.join(map(str, document))}") from missing
-    if not isinstance(identifier, str) or not isinstance(text, str):
-        raise CollectionError(f"document {identifier!r}: id and text must be strings")
-    return Document(identifier, text, str(rest.pop("title", "")), {**rest.pop("metadata", {}), **rest})
+    if not isinstance(document, Document):
+        rest = dict(document)
+        try:
+            identifier, text = rest.pop("id"), rest.pop("text")
+        except KeyError as missing:
+            raise CollectionError(f"a document lacks {missing}; it has: {', '.join(map(str, document))}") from missing
+        title, metadata = rest.pop("title", ""), rest.pop("metadata", {})
+        document = Document(identifier, text, title, {**metadata, **rest} if isinstance(metadata, dict) else metadata)
+    if not all(isinstance(value, str) for value in (document.id, document.text, document.title)):
+        raise CollectionError(f"document {document.id!r}: id, text and title must be strings")
+    if not isinstance(document.metadata, dict) or not all(isinstance(name, str) for name in document.metadata):
+        raise CollectionError(f"document {document.id!r}: metadata must be a dict with strings as keys")
+    return document
 
 
 def _report(progress: Progress | None, what: str, done: int, total: int) -> None:

@@ -56,8 +56,8 @@ class Stage(ABC):
         """For each query the best `k` keys and their scores. `allowed`: the keys that a filter accepts, or None."""
 
     @abstractmethod
-    def explain(self, query: str, ranking: Ranking, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
-        """What earned each score of a ranking that `rank` returned."""
+    def explain(self, query: str, ranking: Ranking, k: int, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
+        """What earned each score of a ranking, or of a part of one, that `rank` returned for this `k`."""
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
@@ -87,7 +87,7 @@ class Stage(ABC):
             rankings = self.rank(texts, k, allowed)
             documents = self.collection.store.documents([key for ranking in rankings for key in ranking])
             told = [
-                self.explain(text, ranking, allowed) if explain else {}
+                self.explain(text, ranking, k, allowed) if explain else {}
                 for text, ranking in zip(texts, rankings, strict=True)
             ]
         found = [
@@ -132,7 +132,7 @@ class Single(Stage):
             hits = retriever.search(queries, min(k, max(1, len(retriever.index))), allow)
         return [dict(pairs) for pairs in hits]
 
-    def explain(self, query: str, ranking: Ranking, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
+    def explain(self, query: str, ranking: Ranking, k: int, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
         with self.collection.reading() as retrievers:
             told: dict[int, dict[str, Any]] = {}
             for key, score in ranking.items():
@@ -175,20 +175,22 @@ class Fusion(Stage):
             fused.append({key: -negative for negative, key in order})
         return fused
 
-    def explain(self, query: str, ranking: Ranking, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
+    def explain(self, query: str, ranking: Ranking, k: int, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
+        depth = max(k, self.depth)  # as `rank` does: a place beyond it had no part in the score
         with self.collection.reading():
-            # as deep as the ranking was made: a place beyond the depth had no part in the score
-            rankings = [stage.rank([query], max(len(ranking), self.depth), allowed)[0] for stage in self.stages]
+            rankings = [stage.rank([query], depth, allowed)[0] for stage in self.stages]
             own = [
-                stage.explain(query, {key: r[key] for key in ranking if key in r}, allowed)
+                stage.explain(query, {key: r[key] for key in ranking if key in r}, depth, allowed)
                 for stage, r in zip(self.stages, rankings, strict=True)
             ]
         parts = contributions(rankings, method=self.method, weights=self.weights)
         told: dict[int, dict[str, Any]] = {key: {} for key in ranking}
-        for place, stage in enumerate(self.stages):
+        for place, (stage, label) in enumerate(zip(self.stages, _labels(self.stages), strict=True)):
             for key in ranking:
-                for name, why in own[place].get(key, {_label(stage): {"score": None}}).items():
-                    told[key][name] = {**why, "contribution": parts[key][place]}
+                why = own[place].get(key, {})
+                if isinstance(stage, Single):
+                    why = why.get(stage.name, {"score": None})
+                told[key][label] = {**why, "contribution": parts[key][place]}
         return told
 
 
@@ -217,15 +219,18 @@ class Rerank(Stage):
         reranked.update({key: floor - place for place, key in enumerate(tail, 1)})
         return dict(list(reranked.items())[:k])
 
-    def explain(self, query: str, ranking: Ranking, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
+    def explain(self, query: str, ranking: Ranking, k: int, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
+        depth = max(k, self.top)
         with self.collection.reading():
-            first = self.stage.rank([query], max(len(ranking), self.top), allowed)[0]
-            told = self.stage.explain(query, {key: first[key] for key in ranking if key in first}, allowed)
+            first = self.stage.rank([query], depth, allowed)[0]
+            told = self.stage.explain(query, {key: first[key] for key in ranking if key in first}, depth, allowed)
         places = {key: place for place, key in enumerate(first, 1)}
         return {
             key: {**told.get(key, {}), "rerank": {"score": ranking[key], "was": places.get(key)}} for key in ranking
         }
 
 
-def _label(stage: Stage) -> str:
-    return stage.name if isinstance(stage, Single) else type(stage).__name__.lower()
+def _labels(stages: Sequence[Stage]) -> list[str]:
+    """What stages are called in an explanation: their index, "fusion" or "rerank"; numbered where that repeats."""
+    names = [stage.name if isinstance(stage, Single) else type(stage).__name__.lower() for stage in stages]
+    return [name if names.count(name) == 1 else f"{name} {place}" for place, name in enumerate(names, 1)]

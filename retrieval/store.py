@@ -22,14 +22,14 @@ NAME = "collection.sqlite"
 BATCH = 500  # rows per statement; SQLite allows 999 parameters everywhere
 
 SCHEMA = """
-create table documents (
+create table if not exists documents (
     key integer primary key autoincrement, id text unique not null, title text not null, text text not null,
     metadata text not null
 );
-create table fields (name text primary key) without rowid;
-create table indexes (name text primary key, folder text not null, position integer not null);
-create table state (generation integer not null);
-insert into state values (0);
+create table if not exists fields (name text primary key) without rowid;
+create table if not exists indexes (name text primary key, folder text not null, position integer not null);
+create table if not exists state (generation integer not null);
+insert into state select 0 where not exists (select * from state);
 """
 
 
@@ -47,39 +47,48 @@ class Store:
         if not create and not self.path.exists():
             raise CollectionError(f"{folder}: no collection here ({NAME} is missing)")
         with _translated(self.path):
-            self._db = self._connect(create)
-            self._check_format(create)
+            self._db = self._connect("rwc" if create else "rw")
+            try:
+                if create and not self._one("select count(*) from sqlite_master"):
+                    self._make()
+                self._check_format()
+                if not create and not self.generation:
+                    raise CollectionError(f"{folder}: making this collection was interrupted; make it again")
+            except BaseException:
+                self._db.close()
+                raise
 
-    def _connect(self, create: bool) -> sqlite3.Connection:
-        if create:
-            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            db.execute("pragma journal_mode = wal")
-            return self._set_up(db)
+    def _connect(self, mode: str) -> sqlite3.Connection:
         uri = self.path.absolute().as_uri()
+        db = sqlite3.connect(f"{uri}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False)
         try:
-            db = sqlite3.connect(f"{uri}?mode=rw", uri=True, isolation_level=None, check_same_thread=False)
             db.execute("select count(*) from sqlite_master").fetchone()
         except sqlite3.OperationalError as problem:
+            db.close()
             if "open" not in str(problem) and "readonly" not in str(problem):
                 raise
             # a folder that cannot be written: nobody writes, so no lock and no -shm file are needed
+            log = self.path.with_name(f"{NAME}-wal")
+            if log.exists() and log.stat().st_size:
+                raise CollectionError(
+                    f"{log}: holds changes that a writer left when it ended; open the collection once with the right "
+                    "to write there, so that they are taken over"
+                ) from problem
             db = sqlite3.connect(f"{uri}?immutable=1", uri=True, isolation_level=None, check_same_thread=False)
-        return self._set_up(db)
-
-    def _set_up(self, db: sqlite3.Connection) -> sqlite3.Connection:
         db.execute("pragma synchronous = full")
         db.execute("pragma busy_timeout = 5000")
         return db
 
-    def _check_format(self, create: bool) -> None:
-        application = self._one("pragma application_id")
-        if create and application == 0:
-            # one transaction: a crash leaves an empty file, which is made anew
-            pragmas = f"pragma application_id = {APPLICATION}; pragma user_version = {FORMAT}"
-            self._db.executescript(f"begin immediate; {SCHEMA} {pragmas}; commit;")
-        elif application != APPLICATION:
+    def _make(self) -> None:
+        """The tables, in one transaction: a crash leaves a database without tables, which is made anew."""
+        self._db.execute("pragma journal_mode = wal")
+        pragmas = f"pragma application_id = {APPLICATION}; pragma user_version = {FORMAT}"
+        self._db.executescript(f"begin immediate; {SCHEMA} {pragmas}; commit;")
+
+    def _check_format(self) -> None:
+        if self._one("pragma application_id") != APPLICATION:
             raise CollectionError(f"{self.path}: not a collection (another program's database, or one never finished)")
-        elif (number := self._one("pragma user_version")) > FORMAT:
+        if (number := self._one("pragma user_version")) > FORMAT:
             raise CollectionError(f"{self.path}: format {number} is newer than {FORMAT}, which this release reads")
 
     def close(self) -> None:
@@ -91,19 +100,25 @@ class Store:
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """A consistent view: what is read within the block belongs to one generation."""
-        with self.lock:
-            if self._db.in_transaction:
+        with self.lock, _translated(self.path):
+            if self.is_reading:
                 yield
                 return
             self._db.execute("begin")
             try:
                 yield
             finally:
-                self._db.execute("rollback")
+                if self._db.in_transaction:
+                    self._db.execute("rollback")
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether this thread, which holds the lock, is within `reading`."""
+        return self._db.in_transaction
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Everything within the block is committed at its end, or nothing is.
+    def exclusive(self) -> Iterator[None]:
+        """No other process writes within the block. What it did not commit is rolled back.
 
         Raises `CollectionLocked` at once when another process is writing; `CollectionError` when the folder is
         read-only or the disk is full.
@@ -116,12 +131,17 @@ class Store:
                 self._db.execute("pragma busy_timeout = 5000")
             try:
                 yield
-                self._db.execute("update state set generation = generation + 1")
-                self._db.execute("commit")
-            except BaseException:
+            finally:
                 if self._db.in_transaction:
                     self._db.execute("rollback")
-                raise
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Everything within the block is committed at its end, or nothing is. Raises what `exclusive` raises."""
+        with self.exclusive():
+            yield
+            self._db.execute("update state set generation = generation + 1")
+            self._db.execute("commit")
 
     def vacuum(self) -> None:
         """Give the space of deleted documents back to the disk."""
@@ -158,16 +178,18 @@ class Store:
         yield done + len(batch)
 
     def _insert_batch(self, batch: Sequence[Document], update: bool) -> None:
-        rows = [(d.id, d.title, d.text, json.dumps(d.metadata, ensure_ascii=False, allow_nan=False)) for d in batch]
         sql = "insert into documents (id, title, text, metadata) values (?, ?, ?, ?)"
-        for row in rows:
+        for d in batch:
             try:
+                metadata = json.dumps(d.metadata, ensure_ascii=False, allow_nan=False)
                 if update:
-                    self._db.execute("delete from documents where id = ?", row[:1])
-                self._db.execute(sql, row)
+                    self._db.execute("delete from documents where id = ?", (d.id,))
+                self._db.execute(sql, (d.id, d.title, d.text, metadata))
+            except (ValueError, TypeError) as problem:
+                raise CollectionError(f"document {d.id!r} cannot be stored: {problem}") from problem
             except sqlite3.IntegrityError as problem:
                 raise DuplicateDocument(
-                    f"document id {row[0]!r} is in the collection already, or twice among the new documents; "
+                    f"document id {d.id!r} is in the collection already, or twice among the new documents; "
                     "replace documents with update=True (--update)"
                 ) from problem
 

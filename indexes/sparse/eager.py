@@ -51,7 +51,7 @@ class EagerIndex(SparseIndex):
     @classmethod
     def _rebuild(cls, parameters: dict[str, Any]) -> EagerIndex:
         settings = parameters.pop("weighting")
-        return cls(weighting=from_settings(settings) if settings else None, **parameters)
+        return cls(weighting=None if settings is None else from_settings(settings), **parameters)
 
     def counts(self) -> csr_matrix:
         """The stored vectors by row: float32 (n, V), not to be changed."""
@@ -136,7 +136,7 @@ class EagerIndex(SparseIndex):
             padded = np.zeros(queries.shape[1])
             padded[: len(self._base)] = self._base[: len(padded)]
             base = np.asarray(queries @ padded, np.float32)
-        bitmap = np.empty(0, np.bool_) if allow is None else np.ascontiguousarray(allow)
+        bitmap = np.empty(0, np.bool_) if allow is None else allow
 
         def work(a: int, b: int) -> None:
             postings.search(

@@ -17,12 +17,16 @@ matrix leaves out and adds back at query time (BM25S, section 2.2).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from indexes.errors import InvalidParameter
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+CHUNK = 1 << 22  # entries weighted at once: bounds the float64 temporaries to about 100 MB
 METHODS = ("lucene", "robertson", "atire", "bm25l", "bm25+")
 
 
@@ -66,7 +70,10 @@ class BM25:
 
     @property
     def _delta(self) -> float:
-        return self.delta if self.delta is not None else {"bm25l": 0.5, "bm25+": 1.0}.get(self.method, 0.0)
+        default = {"bm25l": 0.5, "bm25+": 1.0}.get(self.method)
+        if default is None:
+            return 0.0
+        return default if self.delta is None else self.delta
 
     def idf(self, df: np.ndarray, n: int) -> np.ndarray:
         there = np.maximum(df, 1).astype(np.float64)
@@ -131,3 +138,19 @@ def relative_lengths(lengths: np.ndarray) -> np.ndarray:
     exact = lengths.astype(np.float64)
     mean = exact.mean() if len(exact) else 0.0
     return exact / mean if mean > 0 else np.ones(len(exact))
+
+
+def weigh(weighting: Weighting, counts: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of the counts (n, V), entry by entry: float32; and `nonoccurrence`, already left out of them."""
+    df = np.bincount(counts.indices, minlength=counts.shape[1])
+    idf = weighting.idf(df, counts.shape[0])
+    base = weighting.nonoccurrence(idf)
+    lengths = relative_lengths(np.asarray(counts.sum(axis=1), np.float32).reshape(-1))
+    scores = np.empty(counts.nnz, np.float32)
+    for start in range(0, counts.nnz, CHUNK):
+        stop = min(start + CHUNK, counts.nnz)
+        terms = counts.indices[start:stop]
+        rows = np.searchsorted(counts.indptr, np.arange(start, stop), side="right") - 1
+        weights = weighting.score(counts.data[start:stop].astype(np.float64), idf[terms], lengths[rows])
+        scores[start:stop] = weights - base[terms]
+    return scores, base

@@ -139,9 +139,12 @@ def pieces(word: str) -> Iterator[str]:
     words = standard_words()
     while word:
         found = words.search(word[: 2 * MAX_WORD])
-        start = found.start() if found else MAX_WORD
-        buffer = word[start : start + MAX_WORD].encode("utf-16-le")[: 2 * MAX_WORD].decode("utf-16-le", "ignore")
-        match = words.match(buffer) if found else None
+        if not found:
+            word = word[MAX_WORD:]
+            continue
+        word = word[found.start() :]
+        buffer = word[:MAX_WORD].encode("utf-16-le")[: 2 * MAX_WORD].decode("utf-16-le", "ignore")
+        match = words.match(buffer)
         if match:
             yield match.group()
-        word = word[start + (match.end() if match else 0 if not found else 1) :]
+        word = word[match.end() if match else 1 :]

@@ -13,9 +13,10 @@ def main() -> None:
 
     try:
         app()
-    except KeyboardInterrupt:
-        print("interrupted: what was committed stays; the same command again goes on from there", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
+            print("interrupted: what was committed stays; the same command again goes on from there", file=sys.stderr)
+        raise
     except BrokenPipeError:  # the reader of our pipe has gone
         sys.stderr.close()
         raise SystemExit(EXIT_ERROR) from None
@@ -27,5 +28,13 @@ def main() -> None:
 
 
 def _expected(error: Exception) -> bool:
-    """Whether an error is one of ours or the file system's, which a message explains; others are bugs."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("retrieval", "indexes", "eval")
+    """Whether a message explains the error: one of ours, a value that our own code refuses, or the file system's.
+
+    Others are bugs, and bugs show where they happen.
+    """
+    raised_in = ""
+    trace = error.__traceback__
+    while trace is not None:
+        raised_in, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    ours = type(error).__module__ if type(error) is not ValueError else raised_in
+    return isinstance(error, OSError) or ours.partition(".")[0] in ("retrieval", "indexes", "eval")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,12 @@ class BagOfWords(Encoder):
     def __init__(self, analyzer: str | Analyzer = "english") -> None:
         self.analyzer = named_analyzer(analyzer) if isinstance(analyzer, str) else analyzer
         self.vocabulary: dict[str, int] = {}
-        self._known = _TermIds(self, grow=False)
+        self._grown, self._known = _TermIds(self, grow=True), _TermIds(self, grow=False)
 
     def encode_documents(self, texts: Sequence[str]) -> csr_matrix:
         """Counts (n, V) with V the vocabulary after these texts."""
         self._known.clear()  # what was unknown to queries may be known after this
-        return self._counts(texts, _TermIds(self, grow=True))
+        return self._counts(texts, self._grown)
 
     def encode_queries(self, texts: Sequence[str]) -> csr_matrix:
         """Counts (nq, V); terms that no document has are dropped."""
@@ -54,6 +54,13 @@ class BagOfWords(Encoder):
         cells, counts = np.unique(keys, return_counts=True)
         starts = np.searchsorted(cells, np.arange(len(rows) + 1) * max(V, 1))
         return csr_matrix((counts.astype(np.float32), cells % max(V, 1), starts), shape=(len(rows), V))
+
+    def keep(self, columns: Iterable[int]) -> None:
+        """Forget all terms but those of these columns, which are numbered anew in this order."""
+        terms = list(self.vocabulary)
+        self.vocabulary = {terms[old]: new for new, old in enumerate(columns)}
+        self._grown.clear()
+        self._known.clear()
 
     def term(self, number: int) -> str:
         """The term with this column."""

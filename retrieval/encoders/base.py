@@ -28,11 +28,12 @@ class Encoder(ABC):
     """Base of all encoders. `encode_documents` and `encode_queries` return float32 (n, d), or scipy CSR (n, V).
 
     `similarity`: the metric that its vectors are made for: "ip", "cosine" or "l2".
-    `costly`: whether encoding takes so long that its results are kept on disk while a collection is built.
+    `fusion_weight`: of its scores in a collection's hybrid search. `costly`: whether encoding takes so long that its results are kept on disk while a collection is built.
     """
 
     kind: ClassVar[str]
     costly: ClassVar[bool] = False
+    fusion_weight: ClassVar[float] = 1.0
     similarity: str
 
     def fit(self: Self, texts: Callable[[], Iterable[str]]) -> Self:

@@ -77,7 +77,7 @@ class CrossEncoder:
     def _load(self) -> Any:
         with self._turn:
             if self._model is None:
-                model = pretrained.load(
+                model, commit = pretrained.load(
                     "CrossEncoder",
                     self.model,
                     revision=self.revision,
@@ -86,7 +86,7 @@ class CrossEncoder:
                     max_length=self.max_length,
                 )
                 self._check_head(model)
-                self.revision = pretrained.commit(model) or self.revision
+                self.revision = commit or self.revision
                 self._model = model
             return self._model
 

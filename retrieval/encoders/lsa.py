@@ -37,9 +37,12 @@ class LSA(Encoder):
 
     kind = "lsa"
     similarity = "cosine"
+    # a weaker signal than a trained encoder: on the dev queries of NFCorpus and the train queries of SciFact, half the
+    # weight of BM25 gave nDCG@10 0.310 and 0.698, an even sum 0.303 and 0.681 (BM25 alone 0.288 and 0.700)
+    fusion_weight = 0.5
 
     def __init__(
-        self, *, d: int = 256, analyzer: str | Analyzer = "english", sample: int = 100_000, seed: int = 0
+        self, *, d: int = 512, analyzer: str | Analyzer = "english", sample: int = 100_000, seed: int = 0
     ) -> None:
         if d < 1 or sample < 2:
             raise EncoderError(f"d is {d}, sample {sample}; d must be >= 1 and sample >= 2")
@@ -67,8 +70,7 @@ class LSA(Encoder):
         df = np.bincount(counts.indices, minlength=counts.shape[1])
         kept = np.flatnonzero(df >= min(2, df.max(initial=0)))
         self._bag = bag
-        terms = list(bag.vocabulary)
-        bag.vocabulary = {terms[old]: new for new, old in enumerate(kept)}
+        bag.keep(kept)
         counts = counts[:, kept]
         self._mean_length = float(counts.sum() / max(1, counts.shape[0])) or 1.0
         self._idf = self._weighting.idf(df[kept], counts.shape[0])

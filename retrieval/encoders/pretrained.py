@@ -3,6 +3,7 @@ wrong. Shared by the encoders that run one."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import threading
@@ -17,6 +18,7 @@ import numpy as np
 from retrieval.errors import EncoderError, MissingExtra
 
 DTYPES = ("float32", "bfloat16", "int8")
+ORGANIZATIONS = {"SentenceTransformer": "sentence-transformers", "CrossEncoder": "cross-encoder"}  # of short names
 HUB_TIMEOUT = 10.0  # seconds that the hub has to answer
 _QUIET = threading.Lock()
 
@@ -39,18 +41,15 @@ def reference(model: str | Path) -> str:
     return os.path.abspath(path) if os.path.exists(path) else str(model)
 
 
-def load(kind: str, model: str, *, revision: str | None, dtype: str, device: str | None, max_length: int | None) -> Any:
-    """The sentence-transformers model of class `kind` ("SentenceTransformer", "CrossEncoder").
+def load(
+    kind: str, model: str, *, revision: str | None, dtype: str, device: str | None, max_length: int | None
+) -> tuple[Any, str | None]:
+    """The sentence-transformers model of class `kind` (a key of `ORGANIZATIONS`), and the hub's commit that it is of.
 
     The hub is asked once: when it does not answer, its local cache is all that is searched, without retries.
     Raises `EncoderError` (no such model, not one of this kind, a `max_length` it cannot read) and `MissingExtra`.
     """
-    try:
-        import sentence_transformers
-    except ModuleNotFoundError as problem:
-        if problem.name in ("sentence_transformers", "transformers", "torch"):
-            raise MissingExtra("sentence-transformers", "encoders") from problem
-        raise
+    sentence_transformers = _import()
     is_folder = _is_folder(model)
     answers = not is_folder and _hub_answers(model)
     try:
@@ -65,27 +64,22 @@ def load(kind: str, model: str, *, revision: str | None, dtype: str, device: str
             if dtype == "int8":
                 loaded = _quantize(loaded)
     except Exception as problem:  # whatever the libraries below stumble over, the answer is: not this model
-        offline = "" if is_folder or answers else " (no such folder, and no answer from the hub: only its cache was read)"
+        cached = "" if is_folder or answers else " (no such folder; the hub does not answer: only its cache was read)"
         raise EncoderError(
-            f"model {model!r} cannot be loaded{offline}: {_first_line(problem)}. "
+            f"model {model!r} cannot be loaded{cached}: {_first_line(problem)}. "
             f"Accepted: the folder of a {kind} model, or the name of one on the hub"
         ) from problem
     if max_length is not None:
         limit = getattr(getattr(transformer(loaded), "config", None), "max_position_embeddings", None)
         if limit is not None and max_length > limit:
             raise EncoderError(f"max_length is {max_length}; model {model!r} reads at most {limit} tokens")
-        loaded.max_seq_length = max_length
-    return loaded
+        setattr(loaded, "max_seq_length" if hasattr(loaded, "max_seq_length") else "max_length", max_length)
+    return loaded, None if is_folder else _commit(kind, model, revision)
 
 
 def transformer(loaded: Any) -> Any:
     """The transformer in a loaded model, or None where there is none (static embeddings)."""
     return getattr(loaded, "transformers_model", None) or getattr(loaded, "model", None)
-
-
-def commit(loaded: Any) -> str | None:
-    """The commit that the hub gave for a loaded model; None for one from a folder."""
-    return getattr(getattr(transformer(loaded), "config", None), "_commit_hash", None)
 
 
 def check_texts(texts: Sequence[str], name: str = "texts") -> list[str]:
@@ -110,7 +104,20 @@ def check_finite(numbers: np.ndarray, model: str) -> None:
         raise EncoderError(f"model {model!r} gives NaN or infinite numbers for texts[{int(np.argmin(finite))}]")
 
 
+def _import() -> Any:
+    try:
+        for name in ("torch", "transformers", "sentence_transformers"):  # without the first, the second complains aloud
+            package = importlib.import_module(name)
+    except ModuleNotFoundError as problem:
+        if problem.name == name:
+            raise MissingExtra("sentence-transformers", "encoders") from problem
+        raise
+    return package
+
+
 def _is_folder(model: str) -> bool:
+    if not model:
+        raise EncoderError("model is an empty name")
     path = Path(model)
     if path.is_dir():
         if not any((path / name).is_file() for name in ("modules.json", "config.json")):
@@ -118,7 +125,7 @@ def _is_folder(model: str) -> bool:
         return True
     if path.exists():
         raise EncoderError(f"model {model!r} is a file; expected the folder of a model or a name on the hub")
-    if path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2 or not model:
+    if path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2:
         raise EncoderError(f"model {model!r}: there is no such folder, and it cannot be a name on the hub")
     return False
 
@@ -135,6 +142,20 @@ def _hub_answers(name: str) -> bool:
     except Exception:
         return False
     return True
+
+
+def _commit(kind: str, name: str, revision: str | None) -> str | None:
+    """The commit whose files in the hub's local cache were just read: they lie in a folder named after it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for repository in (name, f"{ORGANIZATIONS[kind]}/{name}") if "/" not in name else (name,):
+        for file in ("modules.json", "config.json"):
+            path = try_to_load_from_cache(
+                repository, file, cache_dir=os.getenv("SENTENCE_TRANSFORMERS_HOME"), revision=revision
+            )
+            if isinstance(path, str):
+                return Path(path).parent.name
+    return None
 
 
 def _quantize(loaded: Any) -> Any:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import ir_datasets
 import pytest
+from ir_datasets.formats import BaseQrels, BaseQueries, GenericQuery, TrecQrel
+
 from eval import Dataset, load
 from eval.errors import DatasetError, FormatError, MissingExtra
-from ir_datasets.formats import BaseQrels, BaseQueries, GenericQuery, TrecQrel
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from eval.errors import DatasetError, FormatError, MissingExtra
-from eval.files import find, read_lines, write_atomically
 from hypothesis import given
 from hypothesis import strategies as st
+
+from eval.errors import DatasetError, FormatError, MissingExtra
+from eval.files import find, read_lines, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,7 +129,7 @@ def test_written_files_have_the_usual_permissions(tmp_path: Path) -> None:
 
 def test_writing_into_a_missing_folder_names_it(tmp_path: Path) -> None:
     with (
-        pytest.raises(FileNotFoundError, match="the folder .*nowhere does not exist"),
+        pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist"),
         write_atomically(tmp_path / "nowhere" / "a"),
     ):
         pass

@@ -14,16 +14,17 @@ import ir_measures
 import numpy as np
 import pytest
 import pytrec_eval
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from eval import evaluate, read_qrels, read_run
 from eval.measures import DEFAULT_MEASURES, parse
 from eval.trec import Qrels, Run, ranking
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 DL = ROOT.parent / "shared" / "data" / "msmarco-dl"
 
-documents = st.sampled_from([f"d{i}" for i in range(12)] + ["é", "z", "𝔘", "\uffff"])
+documents = st.sampled_from([f"d{i}" for i in range(12)] + ["é", "z", "\U0001d518", "\uffff"])
 queries = st.sampled_from(["q1", "q2", "q3"])
 # few different scores, exact in 32 bits: full of ties, and the same ties in trec_eval
 runs = st.dictionaries(queries, st.dictionaries(documents, st.integers(-2, 2).map(float)))
@@ -86,7 +87,9 @@ TREC = {"nDCG@5": "ndcg_cut_5", "R@5": "recall_5", "MRR": "recip_rank", "MAP": "
 @settings(deadline=None)
 @given(run=runs, qrels=judgements)
 def test_measures_and_ties_equal_trec_eval(run: Run, qrels: Qrels) -> None:
-    qrels = {query: {d: max(grade, -1) for d, grade in grades.items()} for query, grades in qrels.items()}
+    for grades in qrels.values():
+        if max(grades.values()) < 0:  # where trec_eval itself would crash
+            grades["d0"] = 0
     evaluation = evaluate(run, qrels, tuple(TREC))
     reference = pytrec_eval.RelevanceEvaluator(qrels, set(TREC.values())).evaluate(run)
     for query in qrels:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from eval import Comparison, Evaluation, compare
-from eval.significance import bonferroni, holm, paired_t_test, randomization_test
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+
+from eval import Comparison, Evaluation, compare
+from eval.significance import bonferroni, holm, paired_t_test, randomization_test
 
 pairs = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=2, max_size=30)
 
@@ -34,11 +35,19 @@ def test_t_test_equals_scipy(values: list[tuple[int, int]]) -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=2, max_size=9))
 def test_small_randomization_test_is_exact_as_in_scipy(values: list[tuple[int, int]]) -> None:
-    a, b = np.array(values).T / 10
+    a, b = np.array(values).T / 8  # exact sums, which scipy needs
     expected = stats.permutation_test(
         (a, b), lambda x, y: np.sum(x - y), permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
     ).pvalue
     assert randomization_test(a, b) == pytest.approx(expected)
+
+
+def test_sums_that_differ_by_rounding_only_are_equal() -> None:
+    differences = np.array([0.1, -0.6, -0.1, 0.6])  # their sum is 0, or nearly: every pattern is as extreme
+    assert (
+        randomization_test(differences[[0, 1, 3, 2]], np.zeros(4)) == randomization_test(differences, np.zeros(4)) == 1
+    )
+    assert randomization_test([0.1, 0.2, 0.3, 0.7], [0.4, 0.2, 0.0, 0.7]) == 1
 
 
 def test_large_randomization_test_agrees_with_scipy_and_the_t_test() -> None:

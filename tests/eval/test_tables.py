@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+
 from eval import Comparison, Evaluation, Table, compare, comparison_table, evaluate, report
 from eval.tables import Marked
 from eval.trec import TIE_RULE

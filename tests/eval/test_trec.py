@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from eval import read_qrels, read_run, write_run
 from eval.errors import FormatError
 from eval.trec import ranking
-from hypothesis import given
-from hypothesis import strategies as st
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -38,7 +39,7 @@ def test_ranking_is_by_score_then_by_id_descending(scores: dict[str, float]) -> 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf"), np.float32("nan")])
 def test_ranking_refuses_scores_that_are_not_finite(score: float) -> None:
-    with pytest.raises(ValueError, match="finite.*document 'b'"):
+    with pytest.raises(ValueError, match=r"finite.*document 'b'"):
         ranking({"a": 1.0, "b": score})
 
 
@@ -143,7 +144,7 @@ def test_bad_qrels_name_the_line(tmp_path: Path, first: str, line: str, problem:
 
 def test_a_first_grade_that_is_no_integer_is_not_taken_for_a_header(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("q\ta\t1.0\nq\tb\t2\n")
-    with pytest.raises(FormatError, match=":1: .*integer, got '1.0'"):
+    with pytest.raises(FormatError, match=r":1: .*integer, got '1\.0'"):
         read_qrels(tmp_path / "a")
 
 

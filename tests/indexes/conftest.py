@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,12 @@ CASES = [
     *(Case(f"eager-{m}", lambda m=m: EagerIndex(weighting=BM25(method=m)), sparse=True) for m in METHODS),
     Case("eager-tfidf", lambda: EagerIndex(weighting=TFIDF()), sparse=True),
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test pulls the plug, so none needs fsync, which takes most of the time of a small save."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

@@ -67,7 +67,7 @@ def test_one_row(case):
     hits = index.search(case.vectors(2, seed=1), 3)
     assert_ranked(hits)
     np.testing.assert_array_equal(hits.ids, [[7, -1, -1]] * 2)
-    assert list(hits)[0] == [(7, float(hits.scores[0, 0]))]
+    assert next(iter(hits)) == [(7, float(hits.scores[0, 0]))]
 
 
 def test_duplicates_everywhere(case):
@@ -80,10 +80,8 @@ def test_duplicates_everywhere(case):
 
 
 def test_rows_of_zeros(case):
-    vectors = case.vectors(5)
-    vectors[[1, 3]] = 0
-    if case.sparse:
-        vectors.eliminate_zeros()
+    vectors, mask = case.vectors(5), np.array([1, 0, 1, 0, 1])[:, None]
+    vectors = vectors.multiply(mask).tocsr() if case.sparse else vectors * mask
     index = case.make().add(vectors)
     hits = index.search(case.vectors(3, seed=1), 5)
     assert_ranked(hits)
@@ -217,7 +215,7 @@ def layouts(case, vectors):
     else:
         frozen = vectors.copy()
         frozen.setflags(write=False)
-        yield from (np.asfortranarray(vectors), np.repeat(vectors, 2, axis=0)[::2], np.repeat(vectors, 2, axis=1)[:, ::2])
+        yield from (np.asfortranarray(vectors), vectors.repeat(2, axis=0)[::2], vectors.repeat(2, axis=1)[:, ::2])
         yield from (vectors[::-1].copy()[::-1], frozen, vectors.astype(np.float64), vectors.astype(np.float16))
         yield from (vectors.astype(np.int8), vectors.astype(">f4"), vectors.tolist())
 
@@ -302,24 +300,23 @@ def some(n: int, count: int, seed: int = 0) -> np.ndarray:
     return allow
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 6, 20, 59, 60])
-@pytest.mark.parametrize("k", [1, 10, 60])
-def test_filters(case, count, k):
+@pytest.mark.parametrize("count", [0, 1, 6, 20, 59, 60])
+def test_filters(case, count):
     """The answer under a filter is the whole ranking without the excluded rows."""
     ids = np.random.default_rng(1).permutation(60) + 100
     index, queries = case.make().add(case.vectors(60), ids), case.vectors(4, seed=1)
-    everything = index.search(queries, 60)
-    allow = some(60, count)
-    hits = index.search(queries, k, allow=allow)
-    assert_ranked(hits)
+    everything, allow = index.search(queries, 60), some(60, count)
     allowed = set(ids[allow].tolist())
-    for q, row in enumerate(hits):
-        expected = [(id, score) for id, score in list(everything)[q] if id in allowed][:k]
-        assert len(row) == min(k, count) == len(expected)
-        assert {id for id, _ in row} <= allowed
-        assert [score for _, score in row] == pytest.approx([score for _, score in expected], rel=1e-5, abs=1e-5)
-        if case.exact:
-            assert [id for id, _ in row] == [id for id, _ in expected]
+    for k in (1, 10, 60):
+        hits = index.search(queries, k, allow=allow)
+        assert_ranked(hits)
+        for row, whole in zip(hits, everything, strict=True):
+            expected = [(id, score) for id, score in whole if id in allowed][:k]
+            assert len(row) == min(k, count) == len(expected)
+            assert {id for id, _ in row} <= allowed
+            assert [score for _, score in row] == pytest.approx([score for _, score in expected], rel=1e-5, abs=1e-5)
+            if case.exact:
+                assert [id for id, _ in row] == [id for id, _ in expected]
 
 
 def test_filters_on_many_rows(case):

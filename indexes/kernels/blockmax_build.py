@@ -1,0 +1,125 @@
+"""Make the arrays of a block-max segment: see `indexes.kernels.blockmax` for what they are."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from indexes.kernels.blockmax import BLOCK, GROUP, SUPER
+
+BRIDGE = 65535  # the longest gap that a list's entry can hold
+
+
+@njit(nogil=True, cache=True)
+def gather(starts, terms, weights, order, ranks, new_starts, new_terms, new_weights, first, stop):
+    """Copy the rows `order[first:stop]` of a CSR matrix to their places, with terms replaced by `ranks`."""
+    for place in range(first, stop):
+        row, to = order[place], new_starts[place]
+        for i in range(starts[row], starts[row + 1]):
+            new_terms[to] = ranks[terms[i]]
+            new_weights[to] = weights[i]
+            to += 1
+
+
+@njit(nogil=True, cache=True)
+def round_up(value, scale):
+    """`value` in units of `scale`, as a byte of at least 1 that is worth no less."""
+    units = int(value / scale)
+    while units < 255 and np.float32(units) * scale < value:
+        units += 1
+    return np.uint8(max(units, 1))
+
+
+@njit(nogil=True, cache=True)
+def block_maxima(starts, terms, weights, row_scales, block, maxima, touched):
+    """The highest weight of each term in one block. `maxima` float32 (used,) is -inf before; returns how many terms."""
+    count = 0
+    for row in range(block * BLOCK, min(starts.shape[0] - 1, (block + 1) * BLOCK)):
+        scale = row_scales[row] if row_scales.shape[0] else np.float32(1)
+        for i in range(starts[row], starts[row + 1]):
+            term, weight = terms[i], np.float32(weights[i]) * scale
+            if maxima[term] == -np.inf:
+                touched[count] = term
+                count += 1
+            maxima[term] = max(maxima[term], weight)
+    return count
+
+
+@njit(nogil=True, cache=True)
+def highest(starts, terms, weights, row_scales, used):
+    """The highest absolute weight of each term: float32 (used,)."""
+    out = np.zeros(used, np.float32)
+    for row in range(starts.shape[0] - 1):
+        scale = row_scales[row] if row_scales.shape[0] else np.float32(1)
+        for i in range(starts[row], starts[row + 1]):
+            out[terms[i]] = max(out[terms[i]], abs(np.float32(weights[i]) * scale))
+    return out
+
+
+@njit(nogil=True, cache=True)
+def count_entries(starts, terms, used, dense):
+    """Lengths of the lists of the terms from `dense` on, bridges included: int64 (used - dense + 1,), as starts."""
+    last = np.full(used, -1, np.int64)
+    out = np.zeros(used - dense + 1, np.int64)
+    for row in range(starts.shape[0] - 1):
+        block = row // BLOCK
+        for i in range(starts[row], starts[row + 1]):
+            term = terms[i]
+            if term >= dense and last[term] != block:
+                # bridges reach BRIDGE blocks each; what remains is the gap of the entry itself
+                out[term - dense + 1] += 1 + (block - last[term]) // BRIDGE
+                last[term] = block
+    for t in range(used - dense):
+        out[t + 1] += out[t]
+    return out
+
+
+@njit(nogil=True, cache=True)
+def fill(starts, terms, weights, row_scales, scales, list_starts, block_rows, super_rows, group_rows, gaps, out):
+    """Fill the rows (zero before) and the lists (`gaps`, `out`) with quantised maxima."""
+    used, dense, grouped = scales.shape[0], block_rows.shape[0], group_rows.shape[0]
+    maxima, touched = np.full(used, -np.inf, np.float32), np.empty(used, np.int64)
+    last, place = np.full(used, -1, np.int64), list_starts.copy()
+    for block in range((starts.shape[0] - 1 + BLOCK - 1) // BLOCK):
+        count = block_maxima(starts, terms, weights, row_scales, block, maxima, touched)
+        above, group = block // SUPER, block // (SUPER * GROUP)
+        for c in range(count):
+            term = touched[c]
+            units = round_up(maxima[term], scales[term])
+            maxima[term] = -np.inf
+            if term < grouped:
+                group_rows[term, group] = max(group_rows[term, group], units)
+            if term < dense:
+                block_rows[term, block] = units
+                super_rows[term, above] = max(super_rows[term, above], units)
+                continue
+            gap, p = block - last[term], place[term - dense]
+            while gap >= BRIDGE:
+                gaps[p], out[p] = BRIDGE, 0
+                gap -= BRIDGE
+                p += 1
+            gaps[p], out[p] = gap, units
+            place[term - dense], last[term] = p + 1, block
+
+
+@njit(nogil=True, cache=True)
+def quantize(starts, weights, codes, row_scales):
+    """Weights > 0 as bytes of at least 1, in units of a 255th of their row's highest."""
+    for row in range(starts.shape[0] - 1):
+        highest = np.float32(0)
+        for i in range(starts[row], starts[row + 1]):
+            highest = max(highest, weights[i])
+        scale = max(np.float32(highest / np.float32(255)), np.float32(1.2e-38))
+        row_scales[row] = scale
+        for i in range(starts[row], starts[row + 1]):
+            codes[i] = np.uint8(min(max(np.rint(weights[i] / scale), 1), 255))
+
+
+@njit(nogil=True, cache=True)
+def allowed_bits(rows, allow, out):
+    """A bit per document and block: whether its row (-1: removed) is allowed. `allow` bool (rows,), or (0,) for all."""
+    out[:] = 0
+    for place in range(rows.shape[0]):
+        row = rows[place]
+        if row >= 0 and (allow.shape[0] == 0 or allow[row]):
+            out[place // BLOCK] |= np.uint8(1 << (place % BLOCK))
