@@ -14,10 +14,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any, TextIO
 
-from eval.errors import FormatError, MissingExtra
+from eval.errors import FormatError
 
 SUFFIXES = ("", ".gz", ".zst")
 _BOM = b"\xef\xbb\xbf"
@@ -35,20 +34,32 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
     Raises FormatError with the line for a byte that is not UTF-8 and where a compressed file is truncated or damaged.
     """
+    for number, line in byte_lines(path):
+        try:
+            yield number, line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, number, error) from error
+
+
+def byte_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """`read_lines` before decoding, for those who go on after a line that is not UTF-8."""
     path = Path(path)
     number = 0
     try:
-        for number, line in enumerate(_byte_lines(path), start=1):
+        for number, line in enumerate(_unpacked_lines(path), start=1):
             if number == 1:
                 line = line.removeprefix(_BOM)
-            yield number, line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(path, number, f"not UTF-8: {error.reason} at byte {error.start} of the line") from error
+            yield number, line.removesuffix(b"\n").removesuffix(b"\r")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FormatError(path, number + 1, f"truncated or damaged {path.suffix} file: {error}") from error
 
 
-def _byte_lines(path: Path) -> Iterator[bytes]:
+def not_utf8(path: str | Path, number: int, error: UnicodeDecodeError) -> FormatError:
+    """The error for a line whose bytes are not UTF-8."""
+    return FormatError(path, number, f"not UTF-8: {error.reason} at byte {error.start} of the line")
+
+
+def _unpacked_lines(path: Path) -> Iterator[bytes]:
     if path.suffix == ".zst":
         with open(path, "rb") as raw:
             yield from _split_lines(_zst_chunks(raw))
@@ -62,7 +73,8 @@ def _byte_lines(path: Path) -> Iterator[bytes]:
 
 def _zst_chunks(raw: IO[bytes]) -> Iterator[bytes]:
     """Decompress frame by frame, because zstandard's own stream reader takes a truncated file for a complete one."""
-    zstandard = _zstandard()
+    import zstandard
+
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame = None
     try:
@@ -111,7 +123,9 @@ def write_atomically(path: str | Path) -> Iterator[TextIO]:
             if path.suffix == ".gz":
                 stream = stack.enter_context(gzip.GzipFile("", "wb", 6, stream, mtime=0))
             elif path.suffix == ".zst":
-                stream = stack.enter_context(_zstandard().ZstdCompressor().stream_writer(stream))
+                import zstandard
+
+                stream = stack.enter_context(zstandard.ZstdCompressor().stream_writer(stream))
             yield stack.enter_context(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"))
         with open(temporary, "r+b") as written:
             os.fsync(written.fileno())
@@ -130,11 +144,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _zstandard() -> ModuleType:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MissingExtra("zstandard", "datasets", "a .zst file") from error
-    return zstandard

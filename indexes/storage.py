@@ -16,6 +16,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 

@@ -58,8 +58,7 @@ class Collection:
         if not retrievers:
             raise CollectionError("a collection needs at least one index")
         for name in retrievers:
-            if not name.isidentifier() or name == "hybrid":
-                raise CollectionError(f"index name {name!r}: use letters, digits and _; 'hybrid' means all together")
+            _check_name(name)
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / NAME).exists())):
             raise CollectionError(f"{folder}: exists and is no collection; choose a new folder")
         try:
@@ -133,6 +132,22 @@ class Collection:
             for retriever in change.retrievers.values():
                 retriever.remove(gone)
         return count
+
+    def add_index(self, name: str, retriever: Retriever, progress: Progress | None = None) -> None:
+        """Index the documents in one more way, beside those there are. Raises `CollectionError` for a name in use."""
+        _check_name(name)
+        with self._changing() as change:
+            if name in change.retrievers:
+                raise CollectionError(f"index {name!r} is there already; drop it first")
+            retriever.build(change.store.keys(), change.store.contents, _named(progress, name), self._encodings(name))
+            change.retrievers[name] = retriever
+
+    def drop_index(self, name: str) -> None:
+        """Remove an index; the documents stay. Raises `CollectionError` for an unknown name and for the last index."""
+        with self._changing() as change:
+            if name not in change.retrievers or len(change.retrievers) == 1:
+                raise CollectionError(f"cannot drop {name!r}; the indexes are: {', '.join(change.retrievers)}")
+            del change.retrievers[name]
 
     def compact(self, progress: Progress | None = None) -> None:
         """Build every index anew from the documents (encoders that learn are fitted again) and free disk space."""
@@ -290,6 +305,11 @@ class Collection:
             for path in (self.folder / "indexes").iterdir():
                 if path.name not in live:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_name(name: str) -> None:
+    if not name.isidentifier() or name == "hybrid":
+        raise CollectionError(f"index name {name!r}: use letters, digits and _; 'hybrid' means all together")
 
 
 class _Change(NamedTuple):

@@ -18,10 +18,8 @@ metadata (2015 and -1.5e3; not 007, +1 or an integer beyond 64 bits), and an emp
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, time
@@ -31,7 +29,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple, TypeAlias, Union
 
 from eval.errors import DatasetError, FormatError
-from eval.files import _byte_lines, find, read_lines
+from eval.files import byte_lines, find, not_utf8, read_lines
 from retrieval.errors import MissingExtra
 
 JSON: TypeAlias = Union[bool, int, float, str, "list[JSON]", "dict[str, JSON]", None]
@@ -181,19 +179,11 @@ def _format(path: Path) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str, FormatError | None]]:
     """Number, text and, where its bytes are not UTF-8, the error. `read_lines` cannot go on after such a line."""
-    number = 0
-    try:
-        for number, line in enumerate(_byte_lines(path), start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-            try:
-                yield number, line.decode(), None
-            except UnicodeDecodeError as error:
-                problem = f"not UTF-8: {error.reason} at byte {error.start} of the line"
-                yield number, line.decode(errors="replace"), FormatError(path, number, problem)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FormatError(path, number + 1, f"truncated or damaged {path.suffix} file: {error}") from error
+    for number, line in byte_lines(path):
+        try:
+            yield number, line.decode(), None
+        except UnicodeDecodeError as error:
+            yield number, line.decode(errors="replace"), not_utf8(path, number, error)
 
 
 def _read_jsonl(path: Path, fields: _Fields) -> _Records:
@@ -282,7 +272,7 @@ def _read_parquet(path: Path, fields: _Fields) -> _Records:
         import pyarrow.parquet as parquet
         from pyarrow import ArrowException
     except ImportError as error:
-        raise MissingExtra("pyarrow", "parquet") from error
+        raise MissingExtra("pyarrow", "parquet", "reading Parquet") from error
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
@@ -311,7 +301,7 @@ def _read_dataset(data: str, fields: _Fields) -> _Records:
         import ir_datasets
     except ImportError as error:
         if name != data:
-            raise MissingExtra("ir_datasets", "datasets") from error
+            raise MissingExtra("ir_datasets", "datasets", "a dataset by id") from error
         hint = "datasets by id need: pip install 'retrieval[datasets]'"
         raise DatasetError(f"{data}: no such file or folder; expected {ACCEPTED} ({hint})") from error
     try:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
+from eval.errors import MissingExtra
 
-class MissingExtra(ImportError):
-    """An optional package is not installed: `package`, and the `extra` that brings it."""
-
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"the package {package} is not installed: pip install 'retrieval[{extra}]'", name=package)
-        self.package = package
-        self.extra = extra
+__all__ = ["CollectionError", "CollectionLocked", "DuplicateDocument", "EncoderError", "MissingExtra"]
 
 
 class EncoderError(ValueError):

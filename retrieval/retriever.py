@@ -11,6 +11,7 @@ import numpy as np
 import indexes
 from indexes.base import Hits, Index
 from retrieval.encoders.base import Encoder, load_encoder
+from retrieval.errors import EncoderError
 
 BATCH = 1024  # documents encoded at once
 TRAINING_SAMPLE = 100_000  # vectors from which an index learns centroids and rotations
@@ -74,6 +75,8 @@ class Retriever:
             done += vectors.shape[0]
             if progress:
                 progress("encoding", done, total)
+        if done != total:
+            raise EncoderError(f"the encoder {self.encoder.kind!r} gave {done} vectors for {total} texts")
 
     def _chunks(self, texts: Iterable[str], encodings: Path | None) -> Iterator[Any]:
         if self.encoder.costly and encodings is not None:
@@ -137,11 +140,12 @@ def bm25(analyzer: str = "english", *, method: str = "lucene", k1: float = 0.9, 
     return Retriever(BagOfWords(analyzer), EagerIndex(weighting=BM25(method=method, k1=k1, b=b)))
 
 
-def dense(model: str = "lsa", *, ann: str = "flat", **parameters: Any) -> Retriever:
+def dense(model: str = "lsa", *, ann: str = "flat", encoder_dtype: str = "float32", **parameters: Any) -> Retriever:
     """Dense vectors of `model` in an index of kind `ann`.
 
     `model`: "lsa" (fitted on the corpus, nothing to download), or a sentence-transformers model by hub name or path.
-    `ann`: "flat" (exact), "hnsw" or "ivfpq". `parameters` go to the index: `FlatIndex`, `HNSWIndex`, `IVFPQIndex`.
+    `ann`: "flat" (exact), "hnsw" or "ivfpq". `encoder_dtype`: what the model computes in, "float32", "bfloat16" or
+    "int8" (see `SentenceTransformerEncoder`). `parameters` go to the index: `FlatIndex`, `HNSWIndex`, `IVFPQIndex`.
     """
     from indexes import FlatIndex, HNSWIndex, IVFPQIndex
     from retrieval.encoders.lsa import LSA
@@ -155,5 +159,5 @@ def dense(model: str = "lsa", *, ann: str = "flat", **parameters: Any) -> Retrie
     else:
         from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
 
-        encoder = SentenceTransformerEncoder(model)
+        encoder = SentenceTransformerEncoder(model, dtype=encoder_dtype)
     return Retriever(encoder, kinds[ann](metric=encoder.similarity, **parameters))

@@ -128,8 +128,10 @@ class Single(Stage):
     def rank(self, queries: Sequence[str], k: int, allowed: np.ndarray | None) -> list[Ranking]:
         with self.collection.reading() as retrievers:
             retriever = retrievers[self.name]
+            if not len(retriever.index):  # its encoder may not even be fitted
+                return [{} for _ in queries]
             allow = None if allowed is None else np.isin(retriever.index.ids, allowed)
-            hits = retriever.search(queries, min(k, max(1, len(retriever.index))), allow)
+            hits = retriever.search(queries, min(k, len(retriever.index)), allow)
         return [dict(pairs) for pairs in hits]
 
     def explain(self, query: str, ranking: Ranking, k: int, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:

@@ -130,6 +130,7 @@ class Store:
             finally:
                 self._db.execute("pragma busy_timeout = 5000")
             try:
+                self._db.execute("update state set generation = generation")  # a read-only database says so here
                 yield
             finally:
                 if self._db.in_transaction:

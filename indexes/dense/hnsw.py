@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,7 +23,8 @@ class HNSWIndex(FaissIndex):
 
     `M`: links per vector (twice as many on the lowest level). `ef_construction`: candidates kept while building.
     `ef_search`: candidates kept while searching, also a parameter of `search`; never less than k. None chooses from
-    n: 64 up to 100,000 vectors, 128 above.
+    n: 64 up to 100,000 vectors, 128 above. Where a filter or removals leave a share s of the vectors, 1 / s times
+    as many are kept.
     The build runs on one thread so that the same vectors always give the same graph.
     A search that finds fewer than k allowed rows, or allows few of them, is answered by an exact scan.
     """
@@ -71,7 +73,10 @@ class HNSWIndex(FaissIndex):
         exist = min(k, len(self) if rows is None else len(rows))
         if rows is not None and len(rows) <= EXACT_BELOW * len(self):
             return self._scan(queries, k, rows, threads)
-        ef = max(k, self._ef(knobs["ef_search"]))
+        assert self._faiss is not None
+        # excluded and removed vectors take up places among the candidates
+        answering = len(self) if rows is None else len(rows)
+        ef = math.ceil(max(k, self._ef(knobs["ef_search"])) * self._faiss.ntotal / answering)
         scores, ids = self._search_slots(queries, k, rows, threads, ef=ef)
         short = np.flatnonzero((ids >= 0).sum(axis=1) < exist)
         if len(short):

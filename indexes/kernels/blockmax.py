@@ -35,6 +35,7 @@ from indexes.kernels.topk import push_one
 BLOCK = 8  # documents
 SUPER = 4  # blocks
 GROUP = 8  # superblocks
+FIRST = 12
 TILE = 128  # groups: their superblocks' bounds (4 KB) stay in the first cache while rows are added
 LEAST = np.float32(1.2e-38)  # the smallest normal number: what a term that is there adds at least
 EPSILON = 2.0**-23
@@ -64,7 +65,8 @@ class Scratch(NamedTuple):
     weights: np.ndarray  # float32 (U,): the query by rank
     blocks: np.ndarray  # float32 (blocks,): sums of the lists
     supers: np.ndarray  # float32 (superblocks,): bounds
-    groups: np.ndarray  # float32 (groups,): what the light terms may add
+    groups: np.ndarray  # float32 (groups,): what light terms may add
+    rest: np.ndarray  # float32 (groups,): what light terms without rows of blocks may add
     best: np.ndarray  # float32 (groups,): the highest bound of its superblocks
     queue: np.ndarray  # int32 (blocks,): a heap of blocks to visit
     bounds: np.ndarray  # float32 (blocks,): their bounds
@@ -85,57 +87,64 @@ def search(
     longest = 1
     for query in range(heap_scores.shape[0]):
         longest = max(longest, query_starts[query + 1] - query_starts[query])
-    fine, fine_weights = np.empty(longest, np.int64), np.empty(longest, np.float32)
-    coarse, coarse_weights = np.empty(longest, np.int64), np.empty(longest, np.float32)
+    ranks, weights = np.empty(longest, np.int64), np.empty(longest, np.float32)
     for query in range(heap_scores.shape[0]):
-        start, stop = query_starts[query], query_starts[query + 1]
-        terms, weights = query_terms[start:stop], query_weights[start:stop]
-        fines, coarses, slack = spread(
-            terms, weights, segment, scratch, query_cut, light, fine, fine_weights, coarse, coarse_weights
-        )
-        fold(segment, scratch, allowed, fine[:fines], fine_weights, coarse[:coarses], coarse_weights)
-        visit(segment, scratch, allowed, fine[:fines], fine_weights, base[query], slack, alpha, budget,
+        terms = query_terms[query_starts[query] : query_starts[query + 1]]
+        given = query_weights[query_starts[query] : query_starts[query + 1]]
+        heavy, dense, grouped, slack = spread(terms, given, segment, scratch, query_cut, light, ranks, weights)
+        fold(segment, scratch, allowed, ranks, weights, heavy, dense, grouped)
+        visit(segment, scratch, allowed, ranks[:dense], weights, base[query], slack, alpha, budget,
               heap_scores[query], heap_ids[query])  # fmt: skip
         clear(terms, segment, scratch)
 
 
 @njit(nogil=True, cache=True)
-def spread(terms, weights, segment, scratch, query_cut, light, fine, fine_weights, coarse, coarse_weights):
-    """Write down the query by rank, walk the lists of its rare terms, and sort its other terms into fine and coarse.
+def spread(terms, given, segment, scratch, query_cut, light, ranks, weights):
+    """Write down the query by rank, walk the lists of its rare terms, and sort its other terms.
 
-    Returns how many are fine and coarse, and how far rounding may carry a score above its bound.
+    Puts into `ranks` and `weights` the heavy terms with rows, then the light ones with rows of blocks, then the light
+    ones with rows of groups only; returns where each of the three ends, and how far rounding may carry a score above
+    its bound.
     """
-    dense, grouped = segment.block_rows.shape[0], segment.group_rows.shape[0]
+    rows, group_rows = segment.block_rows.shape[0], segment.group_rows.shape[0]
     most, count = 0.0, 0  # what all terms may add
     for i in range(terms.shape[0]):
         rank = segment.ranks[terms[i]] if terms[i] < segment.ranks.shape[0] else -1
         if rank >= 0:
-            scratch.weights[rank] = weights[i]
-            most += 255.0 * weights[i] * segment.scales[rank]
+            scratch.weights[rank] = given[i]
+            most += 255.0 * given[i] * segment.scales[rank]
             count += 1
     slack = (2 * count + 16) * EPSILON * most
-    heavy, least = light * most / max(count, 1), -1.0
+    bar, least = light * most / max(count, 1), -1.0
     if 0 < query_cut < count:
-        least = cut_at(terms, weights, segment, query_cut)
+        least = cut_at(terms, given, segment, query_cut)
     scratch.supers[:] = 0
-    fines = coarses = 0
-    for i in range(terms.shape[0]):
-        rank = segment.ranks[terms[i]] if terms[i] < segment.ranks.shape[0] else -1
-        if rank < 0:
-            continue
-        share = 255.0 * weights[i] * segment.scales[rank]
-        if share < least:
-            continue
-        weight = max(np.float32(weights[i] * segment.scales[rank]), LEAST)
-        if share < heavy and rank < grouped:
-            coarse[coarses], coarse_weights[coarses] = rank, weight
-            coarses += 1
-        elif rank < dense:
-            fine[fines], fine_weights[fines] = rank, weight
-            fines += 1
-        else:
-            walk(segment, rank - dense, weight, scratch)
-    return fines, coarses, slack
+    heavy = dense = grouped = 0
+    for part in range(3):
+        for i in range(terms.shape[0]):
+            rank = segment.ranks[terms[i]] if terms[i] < segment.ranks.shape[0] else -1
+            if rank < 0:
+                continue
+            share = 255.0 * given[i] * segment.scales[rank]
+            weight = max(np.float32(given[i] * segment.scales[rank]), LEAST)
+            if share < least:
+                continue
+            if rank < rows:
+                kind = 0 if share >= bar else 1
+            elif share < bar and rank < group_rows:
+                kind = 2
+            else:
+                if part == 0:
+                    walk(segment, rank - rows, weight, scratch)
+                continue
+            if kind == part:
+                ranks[grouped], weights[grouped] = rank, weight
+                grouped += 1
+        if part == 0:
+            heavy = grouped
+        elif part == 1:
+            dense = grouped
+    return heavy, dense, grouped, slack
 
 
 @njit(nogil=True, cache=True)
@@ -185,15 +194,17 @@ def add_rows(rows, ranks, weights, start, stop, out):
 
 
 @njit(nogil=True, cache=True)
-def fold(segment, scratch, allowed, fine, fine_weights, coarse, coarse_weights):
+def fold(segment, scratch, allowed, ranks, weights, heavy, dense, grouped):
     """Bounds of all superblocks, and the best of each group."""
     groups = scratch.groups.shape[0]
     scratch.groups[:] = 0
-    add_rows(segment.group_rows, coarse, coarse_weights, 0, groups, scratch.groups)
+    add_rows(segment.group_rows, ranks[dense:grouped], weights[dense:grouped], 0, groups, scratch.groups)
+    scratch.rest[:] = scratch.groups
+    add_rows(segment.group_rows, ranks[heavy:dense], weights[heavy:dense], 0, groups, scratch.groups)
     for start in range(0, groups, TILE):
         stop = min(groups, start + TILE)
         bounds = scratch.supers[start * GROUP : stop * GROUP]
-        add_rows(segment.super_rows, fine, fine_weights, start * GROUP, stop * GROUP, bounds)
+        add_rows(segment.super_rows, ranks[:heavy], weights[:heavy], start * GROUP, stop * GROUP, bounds)
         for group in range(start, stop):
             more, best = scratch.groups[group], np.float32(0)
             first = group * GROUP
@@ -222,20 +233,22 @@ def exclude(scratch, allowed):
 
 
 @njit(nogil=True, cache=True)
-def visit(segment, scratch, allowed, fine, fine_weights, base, slack, alpha, budget, heap_scores, heap_ids):
-    """Score the documents of promising blocks: first of the best superblocks, for a threshold, then of all others."""
+def visit(segment, scratch, allowed, ranks, weights, base, slack, alpha, budget, heap_scores, heap_ids):
+    """Score the documents of promising blocks: in waves of falling bounds, so that the first give a threshold."""
     left = budget if budget else scratch.blocks.shape[0]
     limit = threshold(heap_scores, heap_ids, base, slack, alpha)
-    first = nth_best(scratch.best, 4 + heap_scores.shape[0] // BLOCK, scratch.bounds)
-    if first >= limit:
-        count = open_superblocks(segment, scratch, allowed, fine, fine_weights, first, np.float32(np.inf), limit)
+    wave, high = FIRST + heap_scores.shape[0] // BLOCK, np.float32(np.inf)
+    while left > 0:
+        low = nth_best(scratch.best, wave, scratch.bounds)
+        last = low <= limit or wave >= scratch.best.shape[0]
+        if last:
+            low = limit
+        count = open_superblocks(segment, scratch, allowed, ranks, weights, low, high, limit)
         left = score_queue(segment, scratch, allowed, count, base, slack, alpha, left, heap_scores, heap_ids)
+        if last:
+            break
         limit = threshold(heap_scores, heap_ids, base, slack, alpha)
-    else:
-        first = np.float32(np.inf)
-    if left > 0:
-        count = open_superblocks(segment, scratch, allowed, fine, fine_weights, limit, first, limit)
-        score_queue(segment, scratch, allowed, count, base, slack, alpha, left, heap_scores, heap_ids)
+        wave, high = 4 * wave, low
 
 
 @njit(nogil=True, cache=True)
@@ -274,13 +287,13 @@ def nth_best(values, count, heap):
 
 
 @njit(nogil=True, cache=True)
-def open_superblocks(segment, scratch, allowed, fine, fine_weights, low, high, limit):
+def open_superblocks(segment, scratch, allowed, ranks, weights, low, high, limit):
     """Queue the blocks whose bounds reach `limit`, of the superblocks with bounds in [low, high). Returns how many."""
     rows, count, opened = segment.block_rows, 0, 0
     for group in range(scratch.best.shape[0]):
         if scratch.best[group] < low or scratch.best[group] <= 0:
             continue
-        more = scratch.groups[group]
+        more = scratch.rest[group]
         for i in range(group * GROUP, group * GROUP + GROUP):
             bound = scratch.supers[i]
             if bound < low or bound >= high or bound <= 0:
@@ -289,8 +302,8 @@ def open_superblocks(segment, scratch, allowed, fine, fine_weights, low, high, l
             block = i * SUPER
             b0, b1 = scratch.blocks[block] + more, scratch.blocks[block + 1] + more
             b2, b3 = scratch.blocks[block + 2] + more, scratch.blocks[block + 3] + more
-            for q in range(fine.shape[0]):
-                rank, weight = fine[q], fine_weights[q]
+            for q in range(ranks.shape[0]):
+                rank, weight = ranks[q], weights[q]
                 b0 += np.float32(rows[rank, block]) * weight
                 b1 += np.float32(rows[rank, block + 1]) * weight
                 b2 += np.float32(rows[rank, block + 2]) * weight

@@ -80,7 +80,9 @@ def two_numbers(data, at, stop):
         elif tag == 16:
             second, at = varint(data, at + 1, stop)
         else:
-            _, _, _, _, at = field(data, at, stop)
+            number, _, _, _, at = field(data, at, stop)
+            if number == 1 or number == 2:  # not as a varint
+                at = -1
         if at < 0:
             return np.int64(0), np.int64(0), False
     limit = np.uint64(INT32_MAX)
@@ -103,11 +105,11 @@ def read_lists(data, wanted, docids, tfs, terms, sizes):
         terms[count, 0] = terms[count, 1] = start
         while position < stop:
             number, wire, _, begin, end = field(data, position, stop)
-            if end < 0:
+            if end < 0 or (1 <= number <= 4 and wire != (2 if number == 1 or number == 4 else 0)):
                 return count, at, position
-            if number == 1 and wire == 2:
+            if number == 1:
                 terms[count, 0], terms[count, 1] = begin, end
-            elif number == 4 and wire == 2:
+            elif number == 4:
                 gap, tf, well_formed = two_numbers(data, begin, end)
                 docid += gap
                 if not well_formed or docid > INT32_MAX or (gap == 0 and total > first):
@@ -137,13 +139,13 @@ def read_records(data, wanted, docids, lengths, names):
         position = start
         while position < stop:
             number, wire, value, begin, end = field(data, position, stop)
-            if end < 0 or (wire == 0 and value > np.uint64(INT32_MAX) and (number == 1 or number == 3)):
+            if end < 0 or (1 <= number <= 3 and (wire != (2 if number == 2 else 0) or value > np.uint64(INT32_MAX))):
                 return count, at, position
-            if number == 1 and wire == 0:
+            if number == 1:
                 docids[count] = value
-            elif number == 2 and wire == 2:
+            elif number == 2:
                 names[count, 0], names[count, 1] = begin, end
-            elif number == 3 and wire == 0:
+            elif number == 3:
                 lengths[count] = value
             position = end
         count += 1

@@ -93,7 +93,7 @@ def write_vectors(
     rows, topics = checked(vectors, ids, names), _format(path) == ".tsv"
     if topics:
         _check_topics(rows, ids, names)
-    whole = bool((rows.data == np.rint(rows.data)).all())
+    whole = bool((rows.data == np.rint(rows.data)).all()) and rows.data.max(initial=0) < 2**53
     weights = rows.data.astype(np.int64 if whole else np.float64)
     with replacing(path) as out:
         for row, id in enumerate(ids):

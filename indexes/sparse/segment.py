@@ -91,6 +91,7 @@ class Segment:
             blocks=np.zeros(blocks, np.float32),
             supers=np.zeros(supers, np.float32),
             groups=np.zeros(groups, np.float32),
+            rest=np.zeros(groups, np.float32),
             best=np.zeros(groups, np.float32),
             queue=np.zeros(blocks, np.int32),
             bounds=np.zeros(blocks, np.float32),

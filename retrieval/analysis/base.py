@@ -132,7 +132,7 @@ def load_analyzer(settings: Mapping[str, Any]) -> Analyzer:
     }
     parameters = dict(settings)
     kind = parameters.pop("kind", None)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UnknownAnalyzer(f"settings: kind={kind!r} is unknown; allowed are {', '.join(kinds)}")
     signature = inspect.signature(kinds[kind])
     try:
@@ -155,4 +155,4 @@ def warn_once(about: object, message: str) -> None:
 def warn_if_letters(analyzer: Analyzer, text: str) -> None:
     """Warn, once per analyzer, that ``analyzer`` finds no token in ``text`` though there are letters in it."""
     if any(map(str.isalpha, text)):
-        warn_once(analyzer, f"{analyzer!r} finds no token in a text of letters, so no search can find it: {text[:40]!r}")
+        warn_once(analyzer, f"{analyzer!r} finds no token in a text of letters; no search will find it: {text[:40]!r}")

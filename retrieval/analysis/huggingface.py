@@ -38,7 +38,7 @@ class HuggingFaceAnalyzer(Analyzer):
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise MissingExtra("tokenizers", "encoders") from error
+            raise MissingExtra("tokenizers", "encoders", "a Hugging Face tokenizer") from error
         content = _find(name).read_bytes()
         self.name = name
         self.sha256 = hashlib.sha256(content).hexdigest()

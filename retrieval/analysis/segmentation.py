@@ -25,7 +25,7 @@ ASCII_WORDS = re.compile(
     r"(?<!_)_*[A-Za-z0-9]\w*(?:(?:(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=[0-9])[,;.'](?=[0-9]))\w+)*", re.ASCII
 )
 
-# Sets of characters. Lucene's tables are those of Unicode 12.1 (Lucene 9 and 10), the `regex` package has newer ones.
+# Sets of characters. Lucene's tables are those of Unicode 12.1 (Lucene 9.9), the `regex` package has newer ones.
 # The sets below put back what Unicode changed since for characters that existed then: colons join letters, modifier
 # symbols are no letters, signs that span Arabic numbers are marks, and playing cards and chessmen are pictures. They
 # keep the words of an index the same under every version of `regex`, but for characters that are newer than 12.1.
@@ -38,9 +38,7 @@ _WAS_PICTURE = (
     r"\U0001F8AE-\U0001F8FF\U0001F947-\U0001FFFD"
 )
 _MODIFIER = r"[\U0001F3FB-\U0001F3FF]"
-_PICTURE = (
-    rf"[[\p{{Extended_Pictographic}}\p{{Emoji}}{_WAS_PICTURE}]--[0-9\#*\p{{Regional_Indicator}}{_MODIFIER}]]"
-)
+_PICTURE = rf"[[\p{{Extended_Pictographic}}\p{{Emoji}}{_WAS_PICTURE}]--[0-9\#*\p{{Regional_Indicator}}{_MODIFIER}]]"
 _MARK = rf"[\p{{WB=Extend}}\p{{WB=Format}}\p{{WB=ZWJ}}{_WAS_MARK}]"
 _LINK = r"\p{WB=ExtendNumLet}"
 _MID_LETTER = r"[[\p{WB=MidLetter}\p{WB=MidNumLet}'\:\uFE55\uFF1A]--\u055F]"

@@ -31,6 +31,7 @@ def index(
         typer.Option(help="Index by a dense encoder: lsa, or a sentence-transformers model by name or path."),
     ] = None,
     ann: Annotated[str, typer.Option(help="Index of the dense vectors: flat (exact), hnsw or ivfpq.")] = "flat",
+    encoder_dtype: Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16 or int8.")] = "float32",
     analyzer: Annotated[
         str, typer.Option(help="Of BM25: english, another language, unicode, or hf:MODEL.")
     ] = "english",
@@ -59,7 +60,7 @@ def index(
     if bm25 or dense is None:
         chosen["bm25"] = make.bm25(analyzer, method=method, k1=k1, b=b)
     if dense is not None or not bm25:
-        chosen["dense"] = make.dense(dense or "lsa", ann=ann)
+        chosen["dense"] = make.dense(dense or "lsa", ann=ann, encoder_dtype=encoder_dtype)
     with progress(quiet) as report:
         collection = building.index(
             data, to, chosen, progress=report,

@@ -98,7 +98,8 @@ class _TermIds(dict[str, tuple[int, ...]]):
             ids = tuple([vocabulary.setdefault(term, len(vocabulary)) for term in terms])
         else:
             ids = tuple([vocabulary[term] for term in terms if term in vocabulary])
-        self[token] = ids
+        if len(ids) <= 1:  # where a token has many terms (a run of Han, cut into bigrams) it hardly comes again
+            self[token] = ids
         return ids
 
 

@@ -28,7 +28,8 @@ class Encoder(ABC):
     """Base of all encoders. `encode_documents` and `encode_queries` return float32 (n, d), or scipy CSR (n, V).
 
     `similarity`: the metric that its vectors are made for: "ip", "cosine" or "l2".
-    `fusion_weight`: of its scores in a collection's hybrid search. `costly`: whether encoding takes so long that its results are kept on disk while a collection is built.
+    `fusion_weight`: of its scores in a collection's hybrid search.
+    `costly`: whether encoding takes so long that its results are kept on disk while a collection is built.
     """
 
     kind: ClassVar[str]
@@ -71,13 +72,18 @@ class Encoder(ABC):
 def load_encoder(folder: str | Path, *, verify: bool = True) -> Encoder:
     """Open a saved encoder of any kind; models are loaded at their first use.
 
-    Raises `FileNotFoundError`, `EncoderError` (unknown kind) and the errors of `indexes.storage`.
+    Raises `FileNotFoundError`, `EncoderError` (unknown kind or settings) and the errors of `indexes.storage`.
     """
     header = storage.load_header(folder, name=HEADER)
     kind = header.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise EncoderError(f"{folder}: an encoder of kind {kind!r}; this release knows {', '.join(sorted(KINDS))}")
     module, _, name = KINDS[kind].partition(":")
     cls: type[Encoder] = getattr(importlib.import_module(module), name)
     arrays, _ = storage.load_arrays(folder, header, mmap=True, verify=verify)
-    return cls.restore(header["settings"], arrays)
+    try:
+        return cls.restore(header["settings"], arrays)
+    except EncoderError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
+        raise EncoderError(f"{folder}: no {kind} encoder can be made of what is saved here: {problem}") from problem

@@ -45,9 +45,10 @@ class Encodings:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         identity = self._identity()
-        remaining = iter(texts)
+        remaining, start = iter(texts), 0
         while part := list(islice(remaining, self.chunk)):
-            path = self.folder / f"{_name(identity, part)}.npy"
+            path = self.folder / f"{_name(identity, part, start)}.npy"
+            start += len(part)
             vectors = _read(path, len(part))
             if vectors is None:
                 vectors = self.encoder.encode_documents(part)
@@ -76,11 +77,12 @@ class Encodings:
         return digest.digest()
 
 
-def _name(identity: bytes, texts: list[str]) -> str:
+def _name(identity: bytes, texts: list[str], start: int) -> str:
+    """What the chunk of `texts` is kept under; `start` is the position of its first text, for the error alone."""
     digest = hashlib.sha256(identity)
-    for position, text in enumerate(texts):
+    for position, text in enumerate(texts, start):
         if not isinstance(text, str):
-            raise TypeError(f"texts[{position}] of a chunk is of type {type(text).__name__}, expected str")
+            raise TypeError(f"texts[{position}] is of type {type(text).__name__}, expected str")
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little"))  # so that ["ab", "c"] is not ["a", "bc"]
         digest.update(encoded)

@@ -110,7 +110,7 @@ def _import() -> Any:
             package = importlib.import_module(name)
     except ModuleNotFoundError as problem:
         if problem.name == name:
-            raise MissingExtra("sentence-transformers", "encoders") from problem
+            raise MissingExtra("sentence-transformers", "encoders", "a neural encoder") from problem
         raise
     return package
 

@@ -108,7 +108,7 @@ def test_a_constant_scorer_gets_what_the_tie_rule_gives() -> None:
 
 
 def test_compat_takes_a_found_document_before_one_that_was_not_found() -> None:
-    run, qrels = {"q": {"x": 3.0, "a": 2.0}}, {"q": {"c": 1, "a": 1}}
+    run, qrels = {"q": {"a": 3.0, "x": 2.0}}, {"q": {"c": 1, "a": 1}}
     expected = ir_measures.calc_aggregate([ir_measures.Compat], qrels, run)[ir_measures.Compat]
     assert evaluate(run, qrels, ["Compat"]).mean["Compat"] == expected
 

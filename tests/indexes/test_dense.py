@@ -47,7 +47,9 @@ def clustered(n, d=32, seed=0):
 
 
 def recall(hits, truth):
-    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(hits.ids.tolist(), truth.ids.tolist(), strict=True)])
+    """Share of the true answers that were found, over all queries."""
+    found = [len({id for id, _ in a} & {id for id, _ in b}) for a, b in zip(hits, truth, strict=True)]
+    return sum(found) / (truth.ids >= 0).sum()
 
 
 # -- flat --------------------------------------------------------------------------------------------------------------
@@ -146,9 +148,9 @@ def test_vectors_too_long_for_float32_scores(index, metric):
     assert np.isfinite(built.search(edge, 3).scores).all()
     assert built.search(edge, 1).ids[:, 0].tolist() == [0, 1, 2]
     for factor in (1.01, 1e5, 1e19):
-        with pytest.raises(InvalidVectors, match="vector 0 .*longer than"):
+        with pytest.raises(InvalidVectors, match=r"vector 0 .*longer than"):
             built.add(edge * factor)
-        with pytest.raises(InvalidVectors, match="vector 0 .*longer than"):
+        with pytest.raises(InvalidVectors, match=r"vector 0 .*longer than"):
             built.search(edge * factor, 1)
 
 
@@ -163,8 +165,8 @@ def test_float16_refuses_what_it_cannot_hold():
 
 def test_float16_takes_half_the_bytes():
     vectors = np.ones((100, 8))
-    half, whole = (FlatIndex(dtype=t).add(vectors).describe()["bytes_per_part"]["vectors"] for t in ("float16", "float32"))
-    assert (half, whole) == (1600, 3200)
+    for dtype, expected in (("float16", 1600), ("float32", 3200)):
+        assert FlatIndex(dtype=dtype).add(vectors).describe()["bytes_per_part"]["vectors"] == expected
 
 
 # -- HNSW --------------------------------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def test_hnsw_recall(pair, collection):
     assert recall(hnsw.search(collection[1], 10, ef_search=1), truth) < recall(hnsw.search(collection[1], 10), truth)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.01, 0.1])
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.09])
 def test_hnsw_is_exact_under_narrow_filters(pair, collection, share):
     hnsw, flat = pair
     allow = np.random.default_rng(4).random(4000) < share
@@ -198,7 +200,7 @@ def test_hnsw_is_exact_under_narrow_filters(pair, collection, share):
     assert recall(hnsw.search(collection[1], 10, allow=allow), flat.search(collection[1], 10, allow=allow)) == 1
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7])
+@pytest.mark.parametrize("share", [0.12, 0.3, 0.7])
 def test_hnsw_recall_under_wide_filters(pair, collection, share):
     hnsw, flat = pair
     allow = np.random.default_rng(5).random(4000) < share
@@ -247,7 +249,8 @@ def test_hnsw_saves_its_parameters(tmp_path):
     loaded = load(tmp_path)
     assert loaded.parameters() == {"metric": "l2", "M": 8, "ef_construction": 40, "ef_search": 70}
     assert loaded._faiss.hnsw.efConstruction == 40
-    assert HNSWIndex(M=4).add(clustered(200)).describe()["bytes"] < HNSWIndex(M=64).add(clustered(200)).describe()["bytes"]
+    few, many = (HNSWIndex(M=M).add(clustered(200)).describe()["bytes"] for M in (4, 64))
+    assert few < many
 
 
 # -- IVF-PQ ------------------------------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ def test_ivfpq_must_be_fitted():
 @pytest.mark.parametrize("opq", [True, False])
 @pytest.mark.parametrize(
     "n, d, bytes",
-    [(300, 16, 4), (300, 16, 5), (300, 7, 32), (100, 16, 4), (17, 16, 4), (16, 16, 16), (15, 16, 4), (2, 8, 3), (40, 1, 1)],
+    [(300, 16, 4), (300, 16, 5), (300, 7, 32), (17, 16, 4), (16, 16, 16), (15, 16, 4), (2, 8, 3), (40, 1, 1)],
 )  # a sample smaller than 256, or than d; bytes that do not divide d, or exceed it
 def test_ivfpq_of_odd_sizes(metric, opq, n, d, bytes, capfd):
     vectors = np.random.default_rng(0).normal(size=(n, d))
@@ -293,8 +296,8 @@ def test_ivfpq_is_fitted_only_while_empty():
     with pytest.raises(InvalidParameter, match="empty index"):
         index.fit(clustered(100))
     index.remove(range(5))
-    index.fit(clustered(100, seed=2)).add(clustered(100))
-    assert index.search(clustered(1), 1).ids.tolist() == [[0]]
+    index.fit(clustered(100, seed=2)).add(clustered(40))
+    assert (np.sort(index.search(clustered(1), 40).ids) == np.arange(40)).all()
 
 
 def test_ivfpq_of_equal_vectors():
@@ -316,14 +319,16 @@ def test_ivfpq_seed(tmp_path):
 
 
 @metrics
-def test_ivfpq_recall_grows_with_bytes_and_lists(metric, collection, tmp_path):
-    vectors, queries = collection
+def test_ivfpq_recall_grows_with_bytes_and_lists(metric, tmp_path):
+    rng = np.random.default_rng(7)
+    vectors, queries = rng.normal(size=(1500, 16)), rng.normal(size=(30, 16))
     truth = FlatIndex(metric=metric).add(vectors).search(queries, 10)
-    fine = IVFPQIndex(metric=metric, bytes=32, nlist=16).fit(vectors[:1000]).add(vectors)
-    coarse = IVFPQIndex(metric=metric, bytes=4, nlist=16).fit(vectors[:1000]).add(vectors)
-    assert recall(fine.search(queries, 10, nprobe=16), truth) >= 0.8
-    assert recall(fine.search(queries, 10, nprobe=16), truth) > recall(coarse.search(queries, 10, nprobe=16), truth)
-    assert recall(fine.search(queries, 10, nprobe=16), truth) > recall(fine.search(queries, 10, nprobe=1), truth)
+    fine = IVFPQIndex(metric=metric, bytes=16, nlist=16).fit(vectors[:500]).add(vectors)
+    coarse = IVFPQIndex(metric=metric, bytes=2, nlist=16).fit(vectors[:500]).add(vectors)
+    full = recall(fine.search(queries, 10, nprobe=16), truth)
+    assert full >= 0.9
+    assert full > 0.2 + recall(coarse.search(queries, 10, nprobe=16), truth)
+    assert full > 0.2 + recall(fine.search(queries, 10, nprobe=1), truth)
     fine.save(tmp_path)
     np.testing.assert_array_equal(load(tmp_path).search(queries, 10).ids, fine.search(queries, 10).ids)
 

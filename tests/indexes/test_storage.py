@@ -90,7 +90,7 @@ def test_every_byte_of_an_array_header_may_be_garbage(tmp_path):
     path = next(path for path in data_files(tmp_path) if path.name.startswith("vectors"))
     whole, opened = path.read_bytes(), 0
     for place in range(128):
-        for value in (0, 0x20, 0x27, 0x29, 0x39, 0xFF):
+        for value in (0x20, 0x29, 0x39, 0xFF):
             altered = bytearray(whole)
             altered[place] = value
             path.write_bytes(altered)
@@ -102,7 +102,7 @@ def test_every_byte_of_an_array_header_may_be_garbage(tmp_path):
                 opened += 1
                 assert index.vectors.shape == VECTORS.shape
                 assert index.vectors.dtype == np.float32
-    assert 0 < opened < 128 * 6
+    assert 0 < opened < 128 * 4
 
 
 def with_digest(folder, part, path) -> None:

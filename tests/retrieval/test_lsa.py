@@ -136,4 +136,4 @@ def cranfield(tmp_path_factory):
 def test_quality_on_cranfield(cranfield, index, least):
     data = evaluation.load(CRANFIELD)
     found = evaluation.evaluate(cranfield.stage(index).run(data.queries, 100), data.qrels, ["nDCG@10"])
-    assert found.means["nDCG@10"] > least
+    assert found.mean["nDCG@10"] > least

@@ -48,9 +48,9 @@ def test_settings_rebuild_the_analyzer_and_insist_on_the_file(folder: Path) -> N
 
 
 def test_a_name_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(TokenizerNotFound, match="name='nobody/no-such-model': no tokenizer.json here"):
+    with pytest.raises(TokenizerNotFound, match=r"name='nobody/no-such-model': no tokenizer\.json here"):
         analyzer("hf:nobody/no-such-model")
     with pytest.raises(TokenizerNotFound, match="name='/no/such/folder'"):
         analyzer("hf:/no/such/folder")

@@ -68,7 +68,7 @@ def test_forms_of_a_text_that_look_the_same_have_the_same_terms(text: str) -> No
         ("de", "Die Häuser der Straßen", ["die", "haus", "der", "strass"]),
         ("french", "continuellement", ["continuel"]),
         ("ru", "Книги книгами", ["книг", "книг"]),
-        ("turkish", "Irak ISPARTA İzmir", ["ırak", "ısparta", "izmir"]),
+        ("turkish", "Irak İzmir", ["ırak", "izmir"]),
         ("pt-BR", "informações", ["inform"]),
         ("ar", "الكتاب", ["كتاب"]),
     ],

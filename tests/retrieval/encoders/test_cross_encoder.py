@@ -17,7 +17,7 @@ TEXTS = ["Statins lower cholesterol.", "", "A cat sat on the mat. " * 20, "Zebra
 def make(folder: Path, tokenizer_of: str, labels: int = 1) -> str:
     """A small random cross-encoder: two layers of BERT and a linear head."""
     import torch
-    from conftest import save_with_tokenizer, small_config
+    from tiny_models import save_with_tokenizer, small_config
     from transformers import BertForSequenceClassification
 
     with torch.random.fork_rng():

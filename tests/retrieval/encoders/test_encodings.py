@@ -1,53 +1,22 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from counting_encoder import Counting
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.encoders.base import Encoder
 from retrieval.encoders.cache import Encodings
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
 
 ROOT = Path(__file__).resolve().parents[3]
-
-COUNTING = '''
-import numpy as np
-from retrieval.encoders.base import Encoder
-
-
-class Counting(Encoder):
-    """Vectors of a text's length and code points, by a pretended model; counts the texts that it encodes."""
-
-    kind = "counting"
-    similarity = "ip"
-
-    def __init__(self, factor=1.0, weights=(1.0, 1.0)):
-        self.factor, self.weights, self.encoded = factor, np.array(weights, dtype=np.float32), []
-
-    def encode_documents(self, texts):
-        self.encoded.append(list(texts))
-        rows = [[len(text), sum(map(ord, text))] for text in texts]
-        return self.factor * self.weights * np.array(rows, dtype=np.float32).reshape(-1, 2)
-
-    def encode_queries(self, texts):
-        return -self.encode_documents(texts)
-
-    def settings(self):
-        return {"factor": self.factor}
-
-    def arrays(self):
-        return {"weights": self.weights}
-'''
-Counting: type[Any] = type(Encoder)("Placeholder", (), {})
-exec(COUNTING)  # the same source runs in the process that is killed
 
 TEXTS = [f"text {i} " * (i % 7) for i in range(25)]
 
@@ -93,8 +62,9 @@ def test_no_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("death", [signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)])
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, death: int) -> None:
-    code = f"""{COUNTING}
+    code = f"""
 import os
+from counting_encoder import Counting
 from retrieval.encoders.cache import Encodings
 
 class Dying(Counting):
@@ -106,7 +76,10 @@ class Dying(Counting):
 for _ in Encodings({str(tmp_path)!r}, Dying(), chunk=4).stream({TEXTS!r}):
     pass
 """
-    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    killed = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
     assert killed.returncode != 0 and killed.stderr == ""
     assert len(files(tmp_path)) == 3
     encoder = Counting()
@@ -193,8 +166,8 @@ def test_clear_removes_only_what_it_kept(tmp_path: Path) -> None:
 def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="chunk is 0"):
         Encodings(tmp_path, Counting(), chunk=0)
-    with pytest.raises(TypeError, match=r"texts\[1\] of a chunk is of type int"):
-        list(Encodings(tmp_path, Counting()).stream(["a", 1]))  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"texts\[4\] is of type int"):
+        list(Encodings(tmp_path, Counting(), chunk=3).stream(["a", "b", "c", "d", 1]))  # type: ignore[list-item]
 
 
 def test_sparse_vectors_are_refused(tmp_path: Path) -> None:
