@@ -211,4 +211,9 @@ def _remove_leftovers(folder: Path, keep: set[str]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {"numpy": np.__version__, "python": platform.python_version()}
+    """Of Python and of the libraries on which the content of a file may depend, those that are installed."""
+    found = {"python": platform.python_version()}
+    for package in ("numpy", "scipy", "numba", "faiss-cpu", "PyStemmer", "regex"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

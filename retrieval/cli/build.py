@@ -31,7 +31,7 @@ def index(
         typer.Option(help="Index by a dense encoder: lsa, or a sentence-transformers model by name or path."),
     ] = None,
     ann: Annotated[str, typer.Option(help="Index of the dense vectors: flat (exact), hnsw or ivfpq.")] = "flat",
-    encoder_dtype: Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16 or int8.")] = "float32",
+    encoder_dtype: Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or int8.")] = "float32",
     analyzer: Annotated[
         str, typer.Option(help="Of BM25: english, another language, unicode, or hf:MODEL.")
     ] = "english",

@@ -348,7 +348,8 @@ def test_filters_after_removing(case):
 
 def test_wrong_allow(case):
     index, row_numbers = case.make().add(case.vectors(20)), [0, 1]
-    for wrong in (np.ones(19, bool), np.ones(21, bool), np.ones((1, 20), bool), np.ones(20, np.uint8), row_numbers, True):
+    shapes = (np.ones(19, bool), np.ones(21, bool), np.ones((1, 20), bool), True)
+    for wrong in (*shapes, np.ones(20, np.uint8), np.ones(20), row_numbers):
         with pytest.raises(InvalidAllow, match=r"it must be bool \(20,\)"):
             index.search(case.vectors(1), 2, allow=wrong)
 
