@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from indexes.dense.flat import FlatIndex
     from indexes.dense.hnsw import HNSWIndex
     from indexes.dense.ivfpq import IVFPQIndex
+    from indexes.sparse.blockmax import BlockMaxIndex
     from indexes.sparse.eager import EagerIndex
     from indexes.sparse.weighting import BM25, TFIDF
 
@@ -23,12 +24,13 @@ _HOME = {
     "FlatIndex": "indexes.dense.flat",
     "HNSWIndex": "indexes.dense.hnsw",
     "IVFPQIndex": "indexes.dense.ivfpq",
+    "BlockMaxIndex": "indexes.sparse.blockmax",
     "EagerIndex": "indexes.sparse.eager",
     "BM25": "indexes.sparse.weighting",
     "TFIDF": "indexes.sparse.weighting",
 }
 __all__ = [
-    "BM25", "TFIDF", "EagerIndex", "FlatIndex", "HNSWIndex", "Hits", "IVFPQIndex", "Index", "load",
+    "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "HNSWIndex", "Hits", "IVFPQIndex", "Index", "load",
 ]  # fmt: skip
 
 

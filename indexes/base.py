@@ -27,6 +27,7 @@ KINDS = {
     "hnsw": "indexes.dense.hnsw:HNSWIndex",
     "ivfpq": "indexes.dense.ivfpq:IVFPQIndex",
     "eager": "indexes.sparse.eager:EagerIndex",
+    "blockmax": "indexes.sparse.blockmax:BlockMaxIndex",
 }
 
 Self = TypeVar("Self", bound="Index")

@@ -210,6 +210,7 @@ def _remove_leftovers(folder: Path, keep: set[str]) -> None:
                 path.unlink()
 
 
+@functools.cache  # reading packages' metadata takes longer than a small save
 def _versions() -> dict[str, str]:
     """Of Python and of the libraries on which the content of a file may depend, those that are installed."""
     found = {"python": platform.python_version()}

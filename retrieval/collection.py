@@ -184,8 +184,6 @@ class Collection:
         return self[index]
 
     def __getitem__(self, name: str) -> Single:
-        if name not in self._retrievers:
-            raise CollectionError(f"no index {name!r}; this collection has: {', '.join(self._retrievers)}, hybrid")
         return Single(self, name)
 
     @property
@@ -194,8 +192,9 @@ class Collection:
 
         Weights are even, but for encoders that say otherwise (`Encoder.fusion_weight`: LSA has half).
         """
-        stages = [Single(self, name) for name in self._retrievers]
-        weights = [retriever.encoder.fusion_weight for retriever in self._retrievers.values()]
+        with self.reading() as retrievers:
+            stages = [Single(self, name) for name in retrievers]
+            weights = [retriever.encoder.fusion_weight for retriever in retrievers.values()]
         return Fusion(stages, method=FUSION_METHOD, weights=weights) if len(stages) > 1 else stages[0]
 
     @contextlib.contextmanager
@@ -225,7 +224,8 @@ class Collection:
     @property
     def indexes(self) -> list[str]:
         """The names of the indexes."""
-        return list(self._retrievers)
+        with self.reading() as retrievers:
+            return list(retrievers)
 
     def info(self) -> dict[str, Any]:
         """Documents, generation, metadata fields, bytes on disk, and each index's description. JSON values."""

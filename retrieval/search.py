@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
+from retrieval.errors import CollectionError
 from retrieval.fusion import contributions
 
 if TYPE_CHECKING:
     from retrieval.collection import Collection
+    from retrieval.retriever import Retriever
 
 FUSION_DEPTH = 100  # documents that each index hands to a fusion, at least
 
@@ -120,14 +122,21 @@ class Stage(ABC):
 
 
 class Single(Stage):
-    """The search through one index of a collection, by its name."""
+    """The search through one index of a collection, by its name. Raises `CollectionError` when there is none."""
 
     def __init__(self, collection: Collection, name: str) -> None:
         self.collection, self.name = collection, name
+        with collection.reading() as retrievers:
+            self._retriever(retrievers)
+
+    def _retriever(self, retrievers: dict[str, Retriever]) -> Retriever:
+        if self.name not in retrievers:  # it may have been dropped since
+            raise CollectionError(f"no index {self.name!r}; this collection has: {', '.join(retrievers)}, hybrid")
+        return retrievers[self.name]
 
     def rank(self, queries: Sequence[str], k: int, allowed: np.ndarray | None) -> list[Ranking]:
         with self.collection.reading() as retrievers:
-            retriever = retrievers[self.name]
+            retriever = self._retriever(retrievers)
             if not len(retriever.index):  # its encoder may not even be fitted
                 return [{} for _ in queries]
             allow = None if allowed is None else np.isin(retriever.index.ids, allowed)
@@ -138,7 +147,7 @@ class Single(Stage):
         with self.collection.reading() as retrievers:
             told: dict[int, dict[str, Any]] = {}
             for key, score in ranking.items():
-                terms = retrievers[self.name].explain(query, key)
+                terms = self._retriever(retrievers).explain(query, key)
                 told[key] = {self.name: {"score": score} | ({"terms": terms} if terms else {})}
         return told
 

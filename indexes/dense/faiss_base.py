@@ -67,7 +67,7 @@ class FaissIndex(DenseIndex):
             bitmap[slots] = True
             packed = np.packbits(bitmap, bitorder="little")
             selector = faiss.IDSelectorBitmap(len(packed), faiss.swig_ptr(packed))
-        with faiss_threads(threads):
+        with faiss_threads(min(threads, len(queries))):
             found, found_slots = self._faiss.search(queries, k, params=self._search_parameters(selector, **knobs))
         row_of = np.full(self._faiss.ntotal + 1, -1, np.int64)  # the last entry serves faiss's -1
         row_of[self._slots] = self._ids

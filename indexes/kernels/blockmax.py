@@ -35,8 +35,9 @@ from indexes.kernels.topk import push_one
 BLOCK = 8  # documents
 SUPER = 4  # blocks
 GROUP = 8  # superblocks
-FIRST = 12
+FIRST = 48
 TILE = 128  # groups: their superblocks' bounds (4 KB) stay in the first cache while rows are added
+AHEAD = 128  # entries of each list that are asked for at once, before the first list is walked
 LEAST = np.float32(1.2e-38)  # the smallest normal number: what a term that is there adds at least
 EPSILON = 2.0**-23
 
@@ -68,6 +69,7 @@ class Scratch(NamedTuple):
     groups: np.ndarray  # float32 (groups,): what light terms may add
     rest: np.ndarray  # float32 (groups,): what light terms without rows of blocks may add
     best: np.ndarray  # float32 (groups,): the highest bound of its superblocks
+    opened: np.ndarray  # int32 (superblocks,): those whose blocks are looked at
     queue: np.ndarray  # int32 (blocks,): a heap of blocks to visit
     bounds: np.ndarray  # float32 (blocks,): their bounds
     work: np.ndarray  # int64 (4,): list entries read, superblocks opened, blocks scored, documents scored in full
@@ -114,6 +116,10 @@ def spread(terms, given, segment, scratch, query_cut, light, ranks, weights):
             scratch.weights[rank] = given[i]
             most += 255.0 * given[i] * segment.scales[rank]
             count += 1
+            if rank >= rows:
+                a, b = segment.list_starts[rank - rows], segment.list_starts[rank - rows + 1]
+                prefetch_range(segment.list_gaps, a, min(b, a + AHEAD))
+                prefetch_range(segment.list_maxima, a, min(b, a + AHEAD))
     slack = (2 * count + 16) * EPSILON * most
     bar, least = light * most / max(count, 1), -1.0
     if 0 < query_cut < count:
@@ -135,7 +141,9 @@ def spread(terms, given, segment, scratch, query_cut, light, ranks, weights):
                 kind = 2
             else:
                 if part == 0:
-                    walk(segment, rank - rows, weight, scratch)
+                    a, b = segment.list_starts[rank - rows], segment.list_starts[rank - rows + 1]
+                    walk(segment.list_gaps[a:b], segment.list_maxima[a:b], weight, scratch.blocks, scratch.supers)
+                    scratch.work[0] += b - a
                 continue
             if kind == part:
                 ranks[grouped], weights[grouped] = rank, weight
@@ -159,15 +167,15 @@ def cut_at(terms, weights, segment, query_cut):
 
 
 @njit(nogil=True, cache=True)
-def walk(segment, place, weight, scratch):
+def walk(gaps, maxima, weight, blocks, supers):
     """Add one term's list to the sums of its blocks, and raise each superblock to its best block."""
-    block = -1
-    for i in range(segment.list_starts[place], segment.list_starts[place + 1]):
-        block += segment.list_gaps[i]
-        total = scratch.blocks[block] + weight * np.float32(segment.list_maxima[i])
-        scratch.blocks[block] = total
-        scratch.supers[block // SUPER] = max(scratch.supers[block // SUPER], total)
-    scratch.work[0] += segment.list_starts[place + 1] - segment.list_starts[place]
+    block = np.uint64(0)  # unsigned: numba would look for negative indices at every access
+    for i in range(gaps.shape[0]):
+        block += gaps[i]
+        total = blocks[block] + weight * np.float32(maxima[i])
+        blocks[block] = total
+        above = block // np.uint64(SUPER)
+        supers[above] = max(supers[above], total)
 
 
 @njit(nogil=True, cache=True)
@@ -289,31 +297,35 @@ def nth_best(values, count, heap):
 @njit(nogil=True, cache=True)
 def open_superblocks(segment, scratch, allowed, ranks, weights, low, high, limit):
     """Queue the blocks whose bounds reach `limit`, of the superblocks with bounds in [low, high). Returns how many."""
-    rows, count, opened = segment.block_rows, 0, 0
+    supers, bounds, opened, count = scratch.opened, scratch.bounds, 0, 0
+    low = max(low, LEAST)
     for group in range(scratch.best.shape[0]):
-        if scratch.best[group] < low or scratch.best[group] <= 0:
-            continue
-        more = scratch.rest[group]
-        for i in range(group * GROUP, group * GROUP + GROUP):
-            bound = scratch.supers[i]
-            if bound < low or bound >= high or bound <= 0:
-                continue
-            opened += 1
-            block = i * SUPER
-            b0, b1 = scratch.blocks[block] + more, scratch.blocks[block + 1] + more
-            b2, b3 = scratch.blocks[block + 2] + more, scratch.blocks[block + 3] + more
-            for q in range(ranks.shape[0]):
-                rank, weight = ranks[q], weights[q]
-                b0 += np.float32(rows[rank, block]) * weight
-                b1 += np.float32(rows[rank, block + 1]) * weight
-                b2 += np.float32(rows[rank, block + 2]) * weight
-                b3 += np.float32(rows[rank, block + 3]) * weight
-            for j, b in enumerate((b0, b1, b2, b3)):
-                if b >= limit and b > 0 and (allowed.shape[0] == 0 or allowed[block + j]):
-                    scratch.queue[count], scratch.bounds[count] = block + j, b
-                    count += 1
+        if scratch.best[group] >= low:
+            for i in range(group * GROUP, group * GROUP + GROUP):
+                if low <= scratch.supers[i] < high:
+                    supers[opened] = i
+                    for j in range(SUPER):
+                        bounds[opened * SUPER + j] = scratch.blocks[i * SUPER + j] + scratch.rest[group]
+                    opened += 1
+    for q in range(ranks.shape[0]):
+        add_parts(segment.block_rows[ranks[q]], weights[q], supers, opened, bounds)
     scratch.work[1] += opened
+    for i in range(opened):
+        for j in range(SUPER):
+            block, bound = supers[i] * SUPER + j, bounds[i * SUPER + j]
+            if bound >= limit and bound > 0 and (allowed.shape[0] == 0 or allowed[block]):
+                scratch.queue[count], bounds[count] = block, bound
+                count += 1
     return count
+
+
+@njit(nogil=True, cache=True)
+def add_parts(row, weight, supers, count, out):
+    """Add to `out` the blocks of some superblocks, from one term's row times its weight: a superblock is one read."""
+    for i in range(count):
+        first = np.uint64(supers[i]) * np.uint64(SUPER)
+        for j in range(SUPER):
+            out[i * SUPER + j] += np.float32(row[first + np.uint64(j)]) * weight
 
 
 @njit(nogil=True, cache=True)
@@ -358,37 +370,45 @@ def score_queue(segment, scratch, allowed, count, base, slack, alpha, left, heap
             prefetch_range(segment.weights, a, b)
         scratch.work[2] += 1
         for row in range(first, stop):
-            if mask >> (row - first) & 1 and estimate(segment, row, scratch.weights) >= limit:
-                scratch.work[3] += 1
-                score, shared = score_row(segment, row, scratch.weights)
-                if shared:
+            if mask >> (row - first) & 1:
+                a, b = segment.starts[row], segment.starts[row + 1]
+                terms, weights = segment.terms[a:b], segment.weights[a:b]
+                scale = segment.row_scales[row] if segment.row_scales.shape[0] else np.float32(1)
+                if estimate(terms, weights, scratch.weights) * scale >= limit:
+                    scratch.work[3] += 1
+                    score = score_row(terms, weights, scale, scratch.weights)
+                    there = score != 0 or shares_term(terms, scratch.weights)
                     score += base
-                    if score >= heap_scores[0]:
+                    if there and score >= heap_scores[0]:
                         push_one(score, segment.ids[row], heap_scores, heap_ids)
                         limit = threshold(heap_scores, heap_ids, base, slack, alpha)
     return left
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def estimate(segment, row, weights):
+def estimate(terms, weights, query):
     """A row's score up to rounding: summed in any order, which is what lets the compiler use wide instructions."""
     total = np.float32(0)
-    for i in range(segment.starts[row], segment.starts[row + 1]):
-        total += weights[segment.terms[i]] * np.float32(segment.weights[i])
-    return total * segment.row_scales[row] if segment.row_scales.shape[0] else total
+    for i in range(terms.shape[0]):
+        total += query[terms[i]] * np.float32(weights[i])
+    return total
 
 
 @njit(nogil=True, cache=True)
-def score_row(segment, row, weights):
-    """A row's score, summed in the order of the terms, and how many terms it shares with the query."""
-    scale = segment.row_scales[row] if segment.row_scales.shape[0] else np.float32(1)
-    total, shared = np.float32(0), 0
-    for i in range(segment.starts[row], segment.starts[row + 1]):
-        weight = weights[segment.terms[i]]
-        if weight != 0:
-            total += weight * (np.float32(segment.weights[i]) * scale)
-            shared += 1
-    return total, shared
+def score_row(terms, weights, scale, query):
+    """A row's score, summed in the order of the terms: those that the query does not have add zeros."""
+    total = np.float32(0)
+    for i in range(terms.shape[0]):
+        total += query[terms[i]] * (np.float32(weights[i]) * scale)
+    return total
+
+
+@njit(nogil=True, cache=True)
+def shares_term(terms, query):
+    for i in range(terms.shape[0]):  # noqa: SIM110
+        if query[terms[i]] != 0:
+            return True
+    return False
 
 
 @njit(nogil=True, cache=True)
@@ -407,7 +427,7 @@ def clear(terms, segment, scratch):
     for i in range(terms.shape[0]):
         rank = segment.ranks[terms[i]] if terms[i] < segment.ranks.shape[0] else -1
         if rank >= dense:
-            block = -1
+            block = np.uint64(0)
             for j in range(segment.list_starts[rank - dense], segment.list_starts[rank - dense + 1]):
                 block += segment.list_gaps[j]
                 scratch.blocks[block] = 0

@@ -59,16 +59,16 @@ def highest(starts, terms, weights, row_scales, used):
 @njit(nogil=True, cache=True)
 def count_entries(starts, terms, used, dense):
     """Lengths of the lists of the terms from `dense` on, bridges included: int64 (used - dense + 1,), as starts."""
-    last = np.full(used, -1, np.int64)
+    last, seen = np.zeros(used, np.int64), np.full(used, -1, np.int64)
     out = np.zeros(used - dense + 1, np.int64)
     for row in range(starts.shape[0] - 1):
         block = row // BLOCK
         for i in range(starts[row], starts[row + 1]):
             term = terms[i]
-            if term >= dense and last[term] != block:
+            if term >= dense and seen[term] != block:
                 # bridges reach BRIDGE blocks each; what remains is the gap of the entry itself
                 out[term - dense + 1] += 1 + (block - last[term]) // BRIDGE
-                last[term] = block
+                last[term] = seen[term] = block
     for t in range(used - dense):
         out[t + 1] += out[t]
     return out
@@ -79,7 +79,7 @@ def fill(starts, terms, weights, row_scales, scales, list_starts, block_rows, su
     """Fill the rows (zero before) and the lists (`gaps`, `out`) with quantised maxima."""
     used, dense, grouped = scales.shape[0], block_rows.shape[0], group_rows.shape[0]
     maxima, touched = np.full(used, -np.inf, np.float32), np.empty(used, np.int64)
-    last, place = np.full(used, -1, np.int64), list_starts.copy()
+    last, place = np.zeros(used, np.int64), list_starts.copy()
     for block in range((starts.shape[0] - 1 + BLOCK - 1) // BLOCK):
         count = block_maxima(starts, terms, weights, row_scales, block, maxima, touched)
         above, group = block // SUPER, block // (SUPER * GROUP)

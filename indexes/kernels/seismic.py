@@ -24,18 +24,19 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from indexes.kernels.blockmax import estimate, score_row, sink
+from indexes.kernels.blockmax import sink
 from indexes.kernels.prefetch import prefetch_range
 from indexes.kernels.topk import push_one
 
 CODES = 256
+LEAST = np.float32(1.2e-38)  # the smallest normal number
 
 
 class Rows(NamedTuple):
     """Sparse vectors: row i has `terms`, `weights` [`starts[i]`:`starts[i + 1]`]."""
 
     starts: np.ndarray  # int64 (rows + 1,)
-    terms: np.ndarray  # uint16 or int32: ranks, ascending
+    terms: np.ndarray  # uint16 or int32: ranks
     weights: np.ndarray  # float32, or uint8 in units of `row_scales`
     row_scales: np.ndarray  # float32 (rows,), or (0,) where weights are float32
 
@@ -61,6 +62,43 @@ class Scratch(NamedTuple):
     scored: np.ndarray  # int32 (n,): the places visited
     scores: np.ndarray  # float32 (n,): their scores
     work: np.ndarray  # int64 (3,): summaries scored, blocks visited, documents scored
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def dot(terms, weights, query):
+    """Summed in any order, which lets the compiler use wide instructions."""
+    total = np.float32(0)
+    for i in range(terms.shape[0]):
+        total += query[terms[i]] * np.float32(weights[i])
+    return total
+
+
+@njit(nogil=True, cache=True)
+def near(rows, row, query):
+    """The score of a row up to rounding."""
+    a, b = rows.starts[row], rows.starts[row + 1]
+    total = dot(rows.terms[a:b], rows.weights[a:b], query)
+    return total * rows.row_scales[row] if rows.row_scales.shape[0] else total
+
+
+@njit(nogil=True, cache=True)
+def exactly(rows, row, query):
+    """The score of a row, summed in the order of the terms as exhaustive search does, and how many terms it shares."""
+    a, b = rows.starts[row], rows.starts[row + 1]
+    terms, weights = rows.terms[a:b], rows.weights[a:b]
+    scale = rows.row_scales[row] if rows.row_scales.shape[0] else np.float32(1)
+    total, shared = np.float32(0), 0
+    for i in range(terms.shape[0]):
+        weight = query[terms[i]]
+        total += weight * (np.float32(weights[i]) * scale)
+        shared += weight != 0
+    return total, shared
+
+
+@njit(nogil=True, cache=True)
+def prefetch_row(rows, row):
+    prefetch_range(rows.terms, rows.starts[row], rows.starts[row + 1])
+    prefetch_range(rows.weights, rows.starts[row], rows.starts[row + 1])
 
 
 @njit(nogil=True, cache=True)
@@ -99,14 +137,24 @@ def score_summaries(terms, weights, lists, summaries, scratch, query_cut):
     """Queue the blocks of the lists of the heaviest terms, with the scores of their summaries. Returns how many."""
     count, cut = 0, min(query_cut, terms.shape[0])
     order = np.argsort(-weights, kind="mergesort")
-    for i in order[:cut]:
-        rank = lists.ranks[terms[i]]
+    for i in range(cut):
+        rank = lists.ranks[terms[order[i]]]
+        if i + 1 < cut and lists.ranks[terms[order[i + 1]]] >= 0:
+            prefetch_summaries(lists.ranks[terms[order[i + 1]]], lists, summaries)
         if rank >= 0:
             for block in range(lists.list_blocks[rank], lists.list_blocks[rank + 1]):
-                scratch.queue[count], scratch.bounds[count] = block, estimate(summaries, block, scratch.weights)
+                scratch.queue[count], scratch.bounds[count] = block, near(summaries, block, scratch.weights)
                 count += 1
     scratch.work[0] += count
     return count
+
+
+@njit(nogil=True, cache=True)
+def prefetch_summaries(rank, lists, summaries):
+    """Ask for the start of a list's summaries; the processor foresees the rest."""
+    a = summaries.starts[lists.list_blocks[rank]]
+    prefetch_range(summaries.terms, a, a + 1024)
+    prefetch_range(summaries.weights, a, a + 1024)
 
 
 @njit(nogil=True, cache=True)
@@ -121,6 +169,8 @@ def visit(lists, documents, allowed, scratch, queued, heap_factor, heap_scores, 
         queue[0], bounds[0] = queue[queued], bounds[queued]
         if queued:
             sink(queue, bounds, 0, queued)
+            ahead = lists.block_starts[queue[0]]
+            prefetch_range(lists.places, ahead, ahead + 1)
         scratch.work[1] += 1
         first = count
         for i in range(lists.block_starts[block], lists.block_starts[block + 1]):
@@ -135,8 +185,7 @@ def note(place, documents, allowed, scratch, count):
     bit = np.uint8(1 << (place & 7))
     if scratch.visited[place >> 3] & bit == 0 and (allowed.shape[0] == 0 or allowed[place]):
         scratch.visited[place >> 3] |= bit
-        prefetch_range(documents.terms, documents.starts[place], documents.starts[place + 1])
-        prefetch_range(documents.weights, documents.starts[place], documents.starts[place + 1])
+        prefetch_row(documents, place)
         scratch.scored[count] = place
         count += 1
     return count
@@ -147,11 +196,11 @@ def score(lists, documents, scratch, first, stop, heap_scores, heap_ids):
     """Score the places noted from `first` to `stop`, and offer them to the heap."""
     for i in range(first, stop):
         place = scratch.scored[i]
-        total = estimate(documents, place, scratch.weights)
+        total = near(documents, place, scratch.weights)
         scratch.scores[i] = total
         # in the order of the terms, where it matters: the very scores of exhaustive search
         if total >= heap_scores[0] * np.float32(1 - 1e-5):
-            exact, shared = score_row(documents, place, scratch.weights)
+            exact, shared = exactly(documents, place, scratch.weights)
             if shared and exact >= heap_scores[0]:
                 push_one(exact, lists.ids[place], heap_scores, heap_ids)
 
@@ -174,7 +223,7 @@ def scan(lists, documents, allowed, scratch, heap_scores, heap_ids):
     """Offer every document that was not scored yet."""
     for place in range(lists.ids.shape[0]):
         if (allowed.shape[0] == 0 or allowed[place]) and not scratch.visited[place >> 3] >> (place & 7) & 1:
-            total, shared = score_row(documents, place, scratch.weights)
+            total, shared = exactly(documents, place, scratch.weights)
             if shared and total >= heap_scores[0]:
                 push_one(total, lists.ids[place], heap_scores, heap_ids)
 
@@ -199,50 +248,48 @@ def prune(starts, weights, postings, keep, first, stop):
 
 
 @njit(nogil=True, cache=True)
-def summarize(documents, block_starts, places, energy, codes, first, stop, out_starts, out_terms, out_weights, scales):
-    """The summaries of the blocks [first, stop).
+def summarize(documents, block_starts, places, energy, codes, first, stop, out_sizes, out_terms, out_weights, scales):
+    """The summaries of the blocks [first, stop), one after another in `out_terms`, `out_weights`. Returns their size.
 
-    The highest weight of each term in the block, in bytes of a 255th of the highest of all (`scales`); the smallest
-    are left out, as long as those that stay hold a share `energy` of the sum. Without `out_terms` (0,), only their
-    numbers are written, to `out_starts[1:]`. `codes`: room of a byte per term.
+    The highest weight of each term in the block, in bytes of a 255th of the highest of all (`scales`). The lowest
+    bytes are left out, as long as the sum of those that stay is a share `energy` of all. `codes`: uint8 (U,), room.
     """
     highest = np.zeros(codes.shape[0], np.float32)
-    touched = np.empty(codes.shape[0], np.int64)
+    touched = np.empty(codes.shape[0] + 1, np.int64)
     mass = np.empty(CODES, np.float64)
+    size = 0
     for block in range(first, stop):
         count, most, total = 0, np.float32(0), 0.0
-        for i in range(block_starts[block], block_starts[block + 1]):
-            place = places[i]
+        for at in range(block_starts[block], block_starts[block + 1]):
+            place = places[at]
+            if at + 1 < places.shape[0]:
+                prefetch_row(documents, places[at + 1])
+            a, b = documents.starts[place], documents.starts[place + 1]
+            terms, weights = documents.terms[a:b], documents.weights[a:b]
             scale = documents.row_scales[place] if documents.row_scales.shape[0] else np.float32(1)
-            for j in range(documents.starts[place], documents.starts[place + 1]):
-                term, weight = documents.terms[j], np.float32(documents.weights[j]) * scale
-                if highest[term] == 0:
-                    touched[count] = term
-                    count += 1
-                highest[term] = max(highest[term], weight)
+            for i in range(terms.shape[0]):
+                term, weight = terms[i], np.float32(weights[i]) * scale
+                so_far = highest[term]
+                touched[count] = term
+                count += so_far == 0
+                highest[term] = max(so_far, weight)
                 most = max(most, weight)
-        scales[block] = max(most / np.float32(255), np.float32(1.2e-38))
+        scales[block] = max(most / np.float32(255), LEAST)
+        units = np.float32(1) / scales[block]
         mass[:] = 0
         for i in range(count):
-            term = touched[i]
-            codes[term] = min(max(np.rint(highest[term] / scales[block]), 1), 255)
-            mass[codes[term]] += highest[term]
-            total += highest[term]
+            weight = highest[touched[i]]
+            highest[touched[i]] = 0
+            codes[i] = min(max(int(weight * units + np.float32(0.5)), 1), 255)
+            mass[codes[i]] += weight
+            total += weight
         least, held = CODES, 0.0
         while least > 1 and held < energy * total:
             least -= 1
             held += mass[least]
-        kept = 0
+        before = size
         for i in range(count):
-            term = touched[i]
-            highest[term] = 0
-            if codes[term] >= least:
-                touched[kept] = term
-                kept += 1
-        if out_terms.shape[0] == 0:
-            out_starts[block + 1] = kept
-        else:
-            place = out_starts[block]
-            out_terms[place : place + kept] = np.sort(touched[:kept])
-            for i in range(place, place + kept):
-                out_weights[i] = codes[out_terms[i]]
+            out_terms[size], out_weights[size] = touched[i], codes[i]
+            size += codes[i] >= least
+        out_sizes[block] = size - before
+    return size

@@ -57,6 +57,17 @@ class Segment:
         places = places[np.searchsorted(self.rows[places], 0) :]
         return csr[places], self.rows[places]
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Its arrays by name, for `restore`."""
+        named = {**self.arrays._asdict(), "rows": self.rows}
+        return named if self.counts is None else {**named, "counts": self.counts}
+
+    @classmethod
+    def restore(cls, named: dict[str, np.ndarray]) -> Segment:
+        from indexes.kernels.blockmax import Segment as Arrays
+
+        return cls(Arrays(**{name: named[name] for name in Arrays._fields}), named["rows"], named.get("counts"))
+
     def renumber(self, new: np.ndarray) -> None:
         """Rows `r` become `new[r]`, -1 for those removed."""
         self.rows = np.where(self.rows >= 0, new[self.rows], -1).astype(np.int32)
@@ -93,6 +104,7 @@ class Segment:
             groups=np.zeros(groups, np.float32),
             rest=np.zeros(groups, np.float32),
             best=np.zeros(groups, np.float32),
+            opened=np.zeros(supers, np.int32),
             queue=np.zeros(blocks, np.int32),
             bounds=np.zeros(blocks, np.float32),
             work=np.zeros(4, np.int64),

@@ -12,7 +12,7 @@ def main() -> None:
     from retrieval.cli.app import app
 
     try:
-        app()
+        app(prog_name="retrieval")
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             print("interrupted: what was committed stays; the same command again goes on from there", file=sys.stderr)

@@ -53,20 +53,21 @@ def index(
 
         retrieval index ./scifact --to scifact.idx --bm25 --dense sentence-transformers/all-MiniLM-L6-v2 --ann hnsw
     """
-    from retrieval import building
     from retrieval import retriever as make
+    from retrieval.collection import Collection
+    from retrieval.documents import read_documents
 
     chosen = {}
     if bm25 or dense is None:
         chosen["bm25"] = make.bm25(analyzer, method=method, k1=k1, b=b)
     if dense is not None or not bm25:
         chosen["dense"] = make.dense(dense or "lsa", ann=ann, encoder_dtype=encoder_dtype)
+    documents = read_documents(data, **_reading(id_field, text_field, on_error))
     with progress(quiet) as report:
-        collection = building.index(
-            data, to, chosen, progress=report,
-            **_reading(id_field, text_field, on_error),
-        )  # fmt: skip
+        collection = Collection.create(to, chosen)
+        collection.add(documents, progress=report)
     _describe(collection)
+    _skipped(documents)
 
 
 def add(

@@ -34,7 +34,7 @@ class SentenceTransformerEncoder(Encoder):
 
     model: a folder, or a name on the hub. Models that bring their own code are not accepted.
     revision: branch, tag or commit on the hub; None: the newest. After loading, the commit.
-    dtype: "float32"; "bfloat16" (twice to three times as fast on CPUs and GPUs that compute in it, nDCG within 0.002);
+    dtype: "float32"; "bfloat16" (twice to three times as fast on CPUs and GPUs that compute in it, nDCG within 0.001);
         "int8" (CPU only, weights of the linear layers; for CPUs without bfloat16; a vector depends a little on the
         texts beside it). Vectors are float32 in any case.
     batch_size: texts per step, sorted by length over the whole call.

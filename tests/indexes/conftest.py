@@ -14,6 +14,9 @@ from scipy import sparse
 from indexes import BM25, TFIDF, EagerIndex, FlatIndex, HNSWIndex, Index, IVFPQIndex
 from indexes.sparse.weighting import METHODS
 
+# read when faiss is first imported: on a busy machine its threads would spend the time waiting for each other
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 D, V = 16, 60  # width of the dense and of the sparse vectors
 
 

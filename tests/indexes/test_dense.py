@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from indexes import FlatIndex, HNSWIndex, IVFPQIndex, load
 from indexes.dense.base import LONGEST, METRICS, normalize
+from indexes.dense.faiss_base import faiss_threads
 from indexes.errors import InvalidParameter, InvalidVectors, NotFitted
 
 metrics = pytest.mark.parametrize("metric", METRICS)
@@ -50,6 +51,10 @@ def recall(hits, truth):
     """Share of the true answers that were found, over all queries."""
     found = [len({id for id, _ in a} & {id for id, _ in b}) for a, b in zip(hits, truth, strict=True)]
     return sum(found) / (truth.ids >= 0).sum()
+
+
+def digests(folder):
+    return {k: v["sha256"] for k, v in json.loads((folder / "index.json").read_text())["files"].items()}
 
 
 # -- flat --------------------------------------------------------------------------------------------------------------
@@ -244,6 +249,22 @@ def test_mapped_hnsw_can_grow_and_be_rebuilt(mmap, collection, tmp_path):
     assert recall(shrunk.search(queries, 10), rest.search(queries, 10)) >= 0.95
 
 
+def test_hnsw_finds_k_where_the_graph_falls_apart():
+    rng = np.random.default_rng(8)
+    far_apart = np.repeat(rng.normal(size=(20, 8)) * 100, 15, axis=0) + rng.normal(size=(300, 8)) * 1e-3
+    hnsw = HNSWIndex(metric="l2", M=2, ef_construction=5).add(far_apart)
+    allow = np.arange(300) % 2 == 0
+    assert (np.sort(hnsw.search(far_apart[:5], 300).ids) == np.arange(300)).all()
+    assert (np.sort(hnsw.search(far_apart[:5], 150, allow=allow).ids) == np.flatnonzero(allow)).all()
+
+
+def test_hnsw_graph_does_not_depend_on_threads(collection, tmp_path):
+    for name, threads in (("one", 1), ("four", 4)):
+        with faiss_threads(threads):
+            HNSWIndex().add(collection[0][:1500]).save(tmp_path / name)
+    assert digests(tmp_path / "one") == digests(tmp_path / "four")
+
+
 def test_hnsw_saves_its_parameters(tmp_path):
     HNSWIndex(metric="l2", M=8, ef_construction=40, ef_search=70).add(clustered(50)).save(tmp_path)
     loaded = load(tmp_path)
@@ -306,14 +327,11 @@ def test_ivfpq_of_equal_vectors():
     np.testing.assert_allclose(index.search(vectors[:2], 300).scores, 0, atol=1e-4)
 
 
-def digests(folder):
-    return {k: v["sha256"] for k, v in json.loads((folder / "index.json").read_text())["files"].items()}
-
-
-def test_ivfpq_seed(tmp_path):
+@pytest.mark.parametrize("opq", [True, False])
+def test_ivfpq_seed(opq, tmp_path):
     vectors = clustered(400)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        IVFPQIndex(bytes=4, seed=seed).fit(vectors).add(vectors).save(tmp_path / name)
+        IVFPQIndex(bytes=4, seed=seed, opq=opq).fit(vectors).add(vectors).save(tmp_path / name)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     assert digests(tmp_path / "a")["index.faiss"] != digests(tmp_path / "c")["index.faiss"]
 

@@ -157,6 +157,8 @@ def test_large_counts_survive_saving(weighting, largest, tmp_path):
     check(documents, {1: 1, 2: 1}, weighting)
     index = EagerIndex(weighting=weighting).add(matrix(documents))
     index.save(tmp_path)
+    width = 1 if largest < 2**8 else 2 if largest < 2**16 else 4
+    assert load(tmp_path).describe()["bytes_per_part"]["counts"] == 5 * width
     counts = load(tmp_path).counts()
     assert counts.dtype == np.float32
     assert abs(counts - matrix(documents)).max() == 0

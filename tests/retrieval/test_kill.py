@@ -23,7 +23,8 @@ WORDS = ["wing", "flow", "heat", "shock", "plate", "layer"]
 
 
 def document(i, generation):
-    return Document(f"d{i}", f"{WORDS[i % 6]} {WORDS[(i + generation) % 6]} own{i}g{generation}", metadata={"g": generation})
+    text = f"{WORDS[i % 6]} {WORDS[(i + generation) % 6]} own{i}g{generation}"
+    return Document(f"d{i}", text, metadata={"generation": generation})
 
 
 def operation(generation, held):

@@ -1,6 +1,7 @@
 """Search: one index, several fused, the best reranked, and what each of them tells of its scores."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_scores_fall_ranks_count_from_one_and_more_is_a_longer_list(collection, 
     stage = stages(collection)[name]
     results = stage.search("wing flow", 15)
     assert [result.rank for result in results] == list(range(1, 16))
-    assert all(a.score >= b.score for a, b in zip(results, results[1:], strict=False))
+    assert all(a.score >= b.score for a, b in pairwise(results))
     assert pairs(stage.search("wing flow", 5)) == pairs(results)[:5]
 
 
@@ -248,6 +249,6 @@ def test_stages_that_do_not_fit_are_refused_when_they_are_made(collection, tmp_p
         Fusion([bm, de], depth=0)
     with pytest.raises(ValueError, match="top is 0"):
         Rerank(bm, ByLength(), top=0)
-    with Collection.create(tmp_path / "c", {"bm25": bm25()}) as other:
-        with pytest.raises(ValueError, match="stages of one collection"):
-            bm.fuse(other["bm25"])
+    other = Collection.create(tmp_path / "c", {"bm25": bm25()})
+    with other, pytest.raises(ValueError, match="stages of one collection"):
+        bm.fuse(other["bm25"])

@@ -1,0 +1,181 @@
+"""Block-max search: exact answers without looking at most documents.
+
+Documents stand in an order of similarity; blocks of them know the highest weight of each of their terms, and a query
+looks only into blocks whose maxima say that an answer may be there. Block-Max Pruning (Mallia, Suel and Tonellotto,
+SIGIR 2024) with superblocks above the blocks; `indexes.kernels.blockmax` draws the path of a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from indexes.base import available_threads, in_chunks
+from indexes.errors import CorruptIndex, InvalidParameter
+from indexes.sparse.base import SparseIndex
+from indexes.sparse.ordering import ORDERS
+from indexes.sparse.segment import PRECISIONS, Segment, build
+from indexes.sparse.weighting import Weighting, from_settings, weigh
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+LIGHT = 0.75  # terms below this share of a query's mean term are bounded by groups of documents only, at first
+
+
+class BlockMaxIndex(SparseIndex):
+    """Exact top-k by block-max pruning: the scores and ids of `EagerIndex`, to the last bit.
+
+    `weighting`: as in `EagerIndex`: None for given weights, `BM25(...)` or `TFIDF()` for counts of terms.
+    `precision`: of the stored weights. "float32" keeps them as given. "uint8" rounds each row's weights to 255ths of
+    the highest of them: half the memory, and exact for the rounded weights.
+    `order`: "bisection" puts similar rows together; "insertion" keeps the order in which rows are added, for
+    collections that already stand in a good one.
+
+    Search parameters, each exact by default:
+    `alpha`: below 1, also skips blocks whose bound times alpha is below the k-th best score so far.
+    `query_cut`: let only so many of a query's heaviest terms choose the blocks; 0 for all. Scores count every term.
+    `budget`: score at most so many blocks of 8 rows per query and segment; 0 for no limit.
+
+    Rows added together become a segment at the next search or save; small segments are merged into larger ones, so
+    that there are few. With a `weighting` every change makes one segment of all, since it changes all scores.
+    """
+
+    kind = "blockmax"
+    search_knobs = {  # noqa: RUF012
+        "alpha": lambda value: isinstance(value, int | float) and 0 < value <= 1,
+        "query_cut": lambda value: isinstance(value, int) and value >= 0,
+        "budget": lambda value: isinstance(value, int) and value >= 0,
+    }
+
+    def __init__(
+        self, *, weighting: Weighting | None = None, precision: str = "float32", order: str = "bisection",
+        alpha: float = 1.0, query_cut: int = 0, budget: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise InvalidParameter(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if order not in ORDERS:
+            raise InvalidParameter(f"order is {order!r}; it must be one of {', '.join(ORDERS)}")
+        self.weighting, self.precision, self.order = weighting, precision, order
+        self.alpha, self.query_cut, self.budget = alpha, query_cut, budget
+        self._settings({"alpha": alpha, "query_cut": query_cut, "budget": budget})
+        self._segments: list[Segment] = []
+        self._pending: list[csr_matrix] = []
+        self._base = np.empty(0, np.float64)
+
+    def parameters(self) -> dict[str, Any]:
+        weighting = self.weighting.settings() if self.weighting else None
+        knobs = {name: getattr(self, name) for name in self.search_knobs}
+        return {"weighting": weighting, "precision": self.precision, "order": self.order, **knobs}
+
+    @classmethod
+    def _rebuild(cls, parameters: dict[str, Any]) -> BlockMaxIndex:
+        settings = parameters.pop("weighting")
+        return cls(weighting=from_settings(settings) if settings else None, **parameters)
+
+    def _add(self, vectors: csr_matrix, ids: np.ndarray) -> None:
+        self._pending.append(vectors)
+        self.V = max(self.V, vectors.shape[1])
+
+    def _remove(self, keep: np.ndarray) -> None:
+        new = np.where(keep, np.cumsum(keep) - 1, -1)
+        start = len(keep) - sum(part.shape[0] for part in self._pending)
+        for segment in self._segments:
+            segment.renumber(new)
+        for i, part in enumerate(self._pending):
+            self._pending[i] = part[keep[start : start + part.shape[0]]]
+            start += part.shape[0]
+
+    def _stale(self) -> bool:
+        """Whether the segments do not hold the rows as they should be."""
+        thinned = any(len(segment) < len(segment.rows) for segment in self._segments)
+        return bool(self._pending) or (thinned and self.weighting is not None)
+
+    def _build(self) -> None:
+        """Make segments of the rows added since, merged with smaller ones: sizes fall at least by half."""
+        sparse = [segment for segment in self._segments if 2 * len(segment) < len(segment.rows)]
+        if not self._stale() and not sparse:
+            return
+        from scipy.sparse import csr_matrix, vstack
+
+        merged: list[Segment] = []
+        size = sum(part.shape[0] for part in self._pending)
+        for segment in sorted(self._segments, key=len):
+            if self.weighting is not None or segment in sparse or len(segment) < 2 * size:
+                merged.append(segment)
+                size += len(segment)
+        parts = [segment.vectors(self.V) for segment in merged]
+        start = len(self._ids) - sum(part.shape[0] for part in self._pending)
+        for part in self._pending:
+            part.resize(part.shape[0], self.V)
+            parts.append((part, np.arange(start, start + part.shape[0])))
+            start += part.shape[0]
+        rows = np.concatenate([rows for _, rows in parts])
+        vectors = parts[0][0] if len(parts) == 1 else csr_matrix(vstack([part for part, _ in parts], format="csr"))
+        if (np.diff(rows) < 0).any():
+            order = np.argsort(rows)
+            rows, vectors = rows[order], vectors[order]
+        counts = None
+        if self.weighting is not None:
+            counts = vectors.data
+            scores, self._base = weigh(self.weighting, vectors)
+            vectors = csr_matrix((scores, vectors.indices, vectors.indptr), shape=vectors.shape)
+        made = build(
+            vectors, rows, self._ids[rows], precision=self.precision, order=self.order, counts=counts,
+            threads=available_threads(),
+        )  # fmt: skip
+        self._segments = [segment for segment in self._segments if segment not in merged and len(segment)] + [made]
+        self._pending = []
+
+    def _search(
+        self, queries: csr_matrix, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from indexes.kernels import blockmax, topk
+
+        self._build()
+        heap_scores, heap_ids = topk.empty_heaps(queries.shape[0], k)
+        starts, terms = queries.indptr.astype(np.int64), queries.indices.astype(np.int32)
+        base = np.zeros(queries.shape[0], np.float32)
+        if self._base.any():
+            padded = np.zeros(queries.shape[1])
+            padded[: len(self._base)] = self._base[: len(padded)]
+            base = np.asarray(queries @ padded, np.float32)
+        alpha, query_cut, budget = float(knobs["alpha"]), knobs["query_cut"], knobs["budget"]
+        segments = [(segment, segment.allowed(allow)) for segment in self._segments]
+
+        def work(a: int, b: int) -> None:
+            for segment, allowed in segments:
+                scratch = segment.take_scratch()
+                blockmax.search(
+                    starts[a : b + 1], terms, queries.data, base[a:b], segment.arrays, allowed, scratch,
+                    alpha, query_cut, budget, LIGHT, heap_scores[a:b], heap_ids[a:b],
+                )  # fmt: skip
+                segment.give_scratch(scratch)
+            topk.sort_heaps(heap_scores[a:b], heap_ids[a:b])
+
+        in_chunks(work, queries.shape[0], threads)
+        return heap_scores, heap_ids
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
+        self._build()
+        arrays = {"base": self._base}
+        for number, segment in enumerate(self._segments):
+            arrays.update({f"{number}-{name}": array for name, array in segment.state().items()})
+        return {"V": self.V, "segments": len(self._segments)}, arrays, {}
+
+    def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
+        self.V, self._base = state["V"], arrays["base"]
+        for number in range(state["segments"]):
+            prefix = f"{number}-"
+            parts = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+            segment = Segment.restore(parts)
+            if segment.rows.max(initial=-1) >= len(self._ids):
+                raise CorruptIndex(f"segment {number} names row {segment.rows.max()} of {len(self._ids)}")
+            self._segments.append(segment)
+
+    def _chosen(self) -> dict[str, Any]:
+        return {"segments": [len(segment) for segment in self._segments]}
