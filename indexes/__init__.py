@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from indexes.dense.ivfpq import IVFPQIndex
     from indexes.sparse.blockmax import BlockMaxIndex
     from indexes.sparse.eager import EagerIndex
+    from indexes.sparse.seismic import SeismicIndex
     from indexes.sparse.weighting import BM25, TFIDF
 
 _HOME = {
@@ -26,11 +27,13 @@ _HOME = {
     "IVFPQIndex": "indexes.dense.ivfpq",
     "BlockMaxIndex": "indexes.sparse.blockmax",
     "EagerIndex": "indexes.sparse.eager",
+    "SeismicIndex": "indexes.sparse.seismic",
     "BM25": "indexes.sparse.weighting",
     "TFIDF": "indexes.sparse.weighting",
 }
 __all__ = [
-    "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "HNSWIndex", "Hits", "IVFPQIndex", "Index", "load",
+    "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "HNSWIndex", "Hits", "IVFPQIndex", "Index",
+    "SeismicIndex", "load",
 ]  # fmt: skip
 
 

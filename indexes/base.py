@@ -28,6 +28,7 @@ KINDS = {
     "ivfpq": "indexes.dense.ivfpq:IVFPQIndex",
     "eager": "indexes.sparse.eager:EagerIndex",
     "blockmax": "indexes.sparse.blockmax:BlockMaxIndex",
+    "seismic": "indexes.sparse.seismic:SeismicIndex",
 }
 
 Self = TypeVar("Self", bound="Index")

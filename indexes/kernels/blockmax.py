@@ -35,7 +35,7 @@ from indexes.kernels.topk import push_one
 BLOCK = 8  # documents
 SUPER = 4  # blocks
 GROUP = 8  # superblocks
-FIRST = 48
+FIRST = 24  # superblocks opened in the first wave, beside one for each block that k documents fill
 TILE = 128  # groups: their superblocks' bounds (4 KB) stay in the first cache while rows are added
 AHEAD = 128  # entries of each list that are asked for at once, before the first list is walked
 LEAST = np.float32(1.2e-38)  # the smallest normal number: what a term that is there adds at least
@@ -66,8 +66,8 @@ class Scratch(NamedTuple):
     weights: np.ndarray  # float32 (U,): the query by rank
     blocks: np.ndarray  # float32 (blocks,): sums of the lists
     supers: np.ndarray  # float32 (superblocks,): bounds
-    groups: np.ndarray  # float32 (groups,): what light terms may add
     rest: np.ndarray  # float32 (groups,): what light terms without rows of blocks may add
+    groups: np.ndarray  # float32 (groups,): what all light terms may add
     best: np.ndarray  # float32 (groups,): the highest bound of its superblocks
     opened: np.ndarray  # int32 (superblocks,): those whose blocks are looked at
     queue: np.ndarray  # int32 (blocks,): a heap of blocks to visit
@@ -85,92 +85,93 @@ def search(
     Queries: CSR (`query_starts` int64 (nq + 1,), `query_terms` int32, `query_weights` float32 > 0). `base` float32
     (nq,): added to every score. `allowed` uint8 (blocks,): a bit per document, or (0,) for all. Approximation: `alpha`
     (1 is exact), `query_cut` (terms that guide the search; 0 is all), `budget` (blocks scored; 0 is no limit).
+    `light`: a term is light if its share of the score is below so many times the mean share of the query's terms.
     """
     longest = 1
     for query in range(heap_scores.shape[0]):
         longest = max(longest, query_starts[query + 1] - query_starts[query])
-    ranks, weights = np.empty(longest, np.int64), np.empty(longest, np.float32)
+    found, shares = np.empty(longest, np.int64), np.empty(longest, np.float64)
+    ranks, weights, ends = np.empty(longest, np.int64), np.empty(longest, np.float32), np.zeros(4, np.int64)
     for query in range(heap_scores.shape[0]):
-        terms = query_terms[query_starts[query] : query_starts[query + 1]]
-        given = query_weights[query_starts[query] : query_starts[query + 1]]
-        heavy, dense, grouped, slack = spread(terms, given, segment, scratch, query_cut, light, ranks, weights)
-        fold(segment, scratch, allowed, ranks, weights, heavy, dense, grouped)
-        visit(segment, scratch, allowed, ranks[:dense], weights, base[query], slack, alpha, budget,
+        start, stop = query_starts[query], query_starts[query + 1]
+        count, most = translate(query_terms[start:stop], query_weights[start:stop], segment.ranks, segment.scales,
+                                found, shares, scratch.weights)  # fmt: skip
+        slack = (2 * count + 16) * EPSILON * most  # how far rounding may carry a score above its bound
+        least = np.sort(shares[:count])[count - query_cut] if 0 < query_cut < count else 0.0
+        arrange(found, shares, count, least, light * most / max(count, 1), segment.block_rows.shape[0],
+                segment.group_rows.shape[0], segment.scales, scratch.weights, ranks, weights, ends)  # fmt: skip
+        bound_superblocks(segment, scratch, ranks, weights, ends)
+        if allowed.shape[0]:
+            exclude(allowed, scratch.supers, scratch.best)
+        visit(segment, scratch, allowed, ranks, weights, ends[1], base[query], slack, alpha, budget,
               heap_scores[query], heap_ids[query])  # fmt: skip
-        clear(terms, segment, scratch)
+        clear(segment.list_starts, segment.list_gaps, found[:count], segment.block_rows.shape[0], scratch.weights,
+              scratch.blocks)  # fmt: skip
 
 
 @njit(nogil=True, cache=True)
-def spread(terms, given, segment, scratch, query_cut, light, ranks, weights):
-    """Write down the query by rank, walk the lists of its rare terms, and sort its other terms.
-
-    Puts into `ranks` and `weights` the heavy terms with rows, then the light ones with rows of blocks, then the light
-    ones with rows of groups only; returns where each of the three ends, and how far rounding may carry a score above
-    its bound.
-    """
-    rows, group_rows = segment.block_rows.shape[0], segment.group_rows.shape[0]
-    most, count = 0.0, 0  # what all terms may add
+def translate(terms, given, all_ranks, scales, ranks, shares, query):
+    """Write down the query by rank: `query`. Returns how many of its terms documents have, and what all may add."""
+    count, most = 0, 0.0
     for i in range(terms.shape[0]):
-        rank = segment.ranks[terms[i]] if terms[i] < segment.ranks.shape[0] else -1
+        rank = all_ranks[terms[i]] if terms[i] < all_ranks.shape[0] else -1
         if rank >= 0:
-            scratch.weights[rank] = given[i]
-            most += 255.0 * given[i] * segment.scales[rank]
+            query[rank] = given[i]
+            ranks[count], shares[count] = rank, 255.0 * given[i] * scales[rank]
+            most += shares[count]
             count += 1
-            if rank >= rows:
-                a, b = segment.list_starts[rank - rows], segment.list_starts[rank - rows + 1]
-                prefetch_range(segment.list_gaps, a, min(b, a + AHEAD))
-                prefetch_range(segment.list_maxima, a, min(b, a + AHEAD))
-    slack = (2 * count + 16) * EPSILON * most
-    bar, least = light * most / max(count, 1), -1.0
-    if 0 < query_cut < count:
-        least = cut_at(terms, given, segment, query_cut)
-    scratch.supers[:] = 0
-    heavy = dense = grouped = 0
-    for part in range(3):
-        for i in range(terms.shape[0]):
-            rank = segment.ranks[terms[i]] if terms[i] < segment.ranks.shape[0] else -1
-            if rank < 0:
-                continue
-            share = 255.0 * given[i] * segment.scales[rank]
-            weight = max(np.float32(given[i] * segment.scales[rank]), LEAST)
-            if share < least:
-                continue
+    return count, most
+
+
+@njit(nogil=True, cache=True)
+def arrange(found, shares, count, least, bar, rows, group_rows, scales, query, ranks, weights, ends):
+    """Sort the terms whose share is at least `least` by how they are bounded; `ends`: where each kind ends.
+
+    Heavy terms with rows; light ones (share below `bar`) with rows of blocks; light ones with rows of groups only;
+    terms with lists.
+    """
+    place = 0
+    for kind in range(4):
+        for i in range(count):
+            rank = found[i]
             if rank < rows:
-                kind = 0 if share >= bar else 1
-            elif share < bar and rank < group_rows:
-                kind = 2
+                actual = 0 if shares[i] >= bar else 1
             else:
-                if part == 0:
-                    a, b = segment.list_starts[rank - rows], segment.list_starts[rank - rows + 1]
-                    walk(segment.list_gaps[a:b], segment.list_maxima[a:b], weight, scratch.blocks, scratch.supers)
-                    scratch.work[0] += b - a
-                continue
-            if kind == part:
-                ranks[grouped], weights[grouped] = rank, weight
-                grouped += 1
-        if part == 0:
-            heavy = grouped
-        elif part == 1:
-            dense = grouped
-    return heavy, dense, grouped, slack
+                actual = 2 if shares[i] < bar and rank < group_rows else 3
+            if actual == kind and shares[i] >= least:
+                ranks[place], weights[place] = rank, max(np.float32(query[rank] * scales[rank]), LEAST)
+                place += 1
+        ends[kind] = place
 
 
 @njit(nogil=True, cache=True)
-def cut_at(terms, weights, segment, query_cut):
-    """The share of the `query_cut`-th heaviest term of a query."""
-    shares = np.zeros(terms.shape[0], np.float64)
-    for i in range(terms.shape[0]):
-        rank = segment.ranks[terms[i]] if terms[i] < segment.ranks.shape[0] else -1
-        if rank >= 0:
-            shares[i] = 255.0 * weights[i] * segment.scales[rank]
-    return np.sort(shares)[terms.shape[0] - query_cut]
+def bound_superblocks(segment, scratch, ranks, weights, ends):
+    """Bounds of all superblocks, and the best of each group."""
+    rows, groups = segment.block_rows.shape[0], scratch.groups.shape[0]
+    for q in range(ends[2], ends[3]):
+        start = segment.list_starts[ranks[q] - rows]
+        prefetch_range(segment.list_gaps, start, start + AHEAD)
+        prefetch_range(segment.list_maxima, start, start + AHEAD)
+    scratch.rest[:] = 0
+    add_rows(segment.group_rows, ranks, weights, ends[1], ends[2], 0, groups, scratch.rest)
+    scratch.groups[:] = scratch.rest
+    add_rows(segment.group_rows, ranks, weights, ends[0], ends[1], 0, groups, scratch.groups)
+    scratch.supers[:] = 0
+    for q in range(ends[2], ends[3]):
+        start, stop = segment.list_starts[ranks[q] - rows], segment.list_starts[ranks[q] - rows + 1]
+        walk(segment.list_gaps, segment.list_maxima, start, stop, weights[q], scratch.blocks, scratch.supers)
+        scratch.work[0] += stop - start
+    for start in range(0, groups, TILE):
+        stop = min(groups, start + TILE)
+        add_rows(segment.super_rows, ranks, weights, 0, ends[0], start * GROUP, stop * GROUP, scratch.supers)
+        fold(scratch.supers, scratch.groups, start, stop, scratch.best)
 
 
 @njit(nogil=True, cache=True)
-def walk(gaps, maxima, weight, blocks, supers):
+def walk(gaps, maxima, start, stop, weight, blocks, supers):
     """Add one term's list to the sums of its blocks, and raise each superblock to its best block."""
     block = np.uint64(0)  # unsigned: numba would look for negative indices at every access
-    for i in range(gaps.shape[0]):
+    for i in range(start, stop):
         block += gaps[i]
         total = blocks[block] + weight * np.float32(maxima[i])
         blocks[block] = total
@@ -179,95 +180,90 @@ def walk(gaps, maxima, weight, blocks, supers):
 
 
 @njit(nogil=True, cache=True)
-def add_rows(rows, ranks, weights, start, stop, out):
-    """Add to `out` the parts [start, stop) of some rows, times their weights: four rows at a time, to read in parallel.
-
-    `weights` are in the order of `ranks`.
-    """
-    q, count, size = 0, ranks.shape[0], stop - start
-    while q + 4 <= count:
+def add_rows(rows, ranks, weights, first, last, start, stop, out):
+    """Add to `out[start:stop]` the rows `ranks[first:last]` times their weights: four at once, to read in parallel."""
+    part, q = out[start:stop], first
+    while q + 4 <= last:
         r0, r1 = rows[ranks[q], start:stop], rows[ranks[q + 1], start:stop]
         r2, r3 = rows[ranks[q + 2], start:stop], rows[ranks[q + 3], start:stop]
         w0, w1, w2, w3 = weights[q], weights[q + 1], weights[q + 2], weights[q + 3]
-        for i in range(size):
-            out[i] += (np.float32(r0[i]) * w0 + np.float32(r1[i]) * w1) + (
+        for i in range(stop - start):
+            part[i] += (np.float32(r0[i]) * w0 + np.float32(r1[i]) * w1) + (
                 np.float32(r2[i]) * w2 + np.float32(r3[i]) * w3
             )
         q += 4
-    while q < count:
+    while q < last:
         row, weight = rows[ranks[q], start:stop], weights[q]
-        for i in range(size):
-            out[i] += np.float32(row[i]) * weight
+        for i in range(stop - start):
+            part[i] += np.float32(row[i]) * weight
         q += 1
 
 
 @njit(nogil=True, cache=True)
-def fold(segment, scratch, allowed, ranks, weights, heavy, dense, grouped):
-    """Bounds of all superblocks, and the best of each group."""
-    groups = scratch.groups.shape[0]
-    scratch.groups[:] = 0
-    add_rows(segment.group_rows, ranks[dense:grouped], weights[dense:grouped], 0, groups, scratch.groups)
-    scratch.rest[:] = scratch.groups
-    add_rows(segment.group_rows, ranks[heavy:dense], weights[heavy:dense], 0, groups, scratch.groups)
-    for start in range(0, groups, TILE):
-        stop = min(groups, start + TILE)
-        bounds = scratch.supers[start * GROUP : stop * GROUP]
-        add_rows(segment.super_rows, ranks[:heavy], weights[:heavy], start * GROUP, stop * GROUP, bounds)
-        for group in range(start, stop):
-            more, best = scratch.groups[group], np.float32(0)
-            first = group * GROUP
-            for i in range(first, first + GROUP):
-                bound = scratch.supers[i] + more
-                scratch.supers[i] = bound
-                best = max(best, bound)
-            scratch.best[group] = best
-    if allowed.shape[0]:
-        exclude(scratch, allowed)
+def fold(supers, groups, start, stop, best):
+    """Add what the light terms of each group may add; note the best superblock of each group."""
+    for group in range(start, stop):
+        more, highest = groups[group], np.float32(0)
+        for i in range(group * GROUP, group * GROUP + GROUP):
+            supers[i] += more
+            highest = max(highest, supers[i])
+        best[group] = highest
 
 
 @njit(nogil=True, cache=True)
-def exclude(scratch, allowed):
+def exclude(allowed, supers, best):
     """Superblocks without an allowed document cannot be reached."""
-    for group in range(scratch.groups.shape[0]):
-        best = np.float32(0)
+    for group in range(best.shape[0]):
+        highest = np.float32(0)
         for i in range(group * GROUP, group * GROUP + GROUP):
             there = False
             for block in range(i * SUPER, i * SUPER + SUPER):
                 there |= allowed[block] != 0
             if not there:
-                scratch.supers[i] = 0
-            best = max(best, scratch.supers[i])
-        scratch.best[group] = best
+                supers[i] = 0
+            highest = max(highest, supers[i])
+        best[group] = highest
 
 
 @njit(nogil=True, cache=True)
-def visit(segment, scratch, allowed, ranks, weights, base, slack, alpha, budget, heap_scores, heap_ids):
+def visit(segment, scratch, allowed, ranks, weights, dense, base, slack, alpha, budget, heap_scores, heap_ids):
     """Score the documents of promising blocks: in waves of falling bounds, so that the first give a threshold."""
     left = budget if budget else scratch.blocks.shape[0]
-    limit = threshold(heap_scores, heap_ids, base, slack, alpha)
+    limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
     wave, high = FIRST + heap_scores.shape[0] // BLOCK, np.float32(np.inf)
     while left > 0:
         low = nth_best(scratch.best, wave, scratch.bounds)
         last = low <= limit or wave >= scratch.best.shape[0]
         if last:
             low = limit
-        count = open_superblocks(segment, scratch, allowed, ranks, weights, low, high, limit)
-        left = score_queue(segment, scratch, allowed, count, base, slack, alpha, left, heap_scores, heap_ids)
+        opened = pick(scratch.supers, scratch.best, scratch.rest, scratch.blocks, max(low, LEAST), high,
+                      scratch.opened, scratch.bounds)  # fmt: skip
+        for q in range(dense):
+            add_parts(segment.block_rows, ranks[q], weights[q], scratch.opened, opened, scratch.bounds)
+        count = queue_blocks(scratch.opened, opened, allowed, max(limit, LEAST), scratch.queue, scratch.bounds)
+        scored = score_queue(
+            segment.starts, segment.terms, segment.weights, segment.row_scales, segment.ids, scratch.weights, allowed,
+            scratch.queue, scratch.bounds, count, left, base, slack, alpha, heap_scores, heap_ids, scratch.work,
+        )  # fmt: skip
+        left -= scored
+        scratch.work[1] += opened
+        scratch.work[2] += scored
         if last:
             break
-        limit = threshold(heap_scores, heap_ids, base, slack, alpha)
+        limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
         wave, high = 4 * wave, low
 
 
 @njit(nogil=True, cache=True)
-def threshold(heap_scores, heap_ids, base, slack, alpha):
-    """The bound below which nothing can enter the heap."""
-    if heap_ids[0] < 0:
+def threshold(worst, worst_id, base, slack, alpha):
+    """The bound below which nothing can enter a heap with this worst entry."""
+    if worst_id < 0:
         return np.float32(-np.inf)
-    limit = heap_scores[0] - np.float64(base)
+    limit = worst - np.float64(base)
     if limit > 0:
         limit /= alpha
-    limit = (limit - slack) * (1 - EPSILON) if limit > slack else (limit - slack) * (1 + EPSILON)
+    limit -= slack
+    limit -= abs(limit) * EPSILON
     return np.float32(limit) if limit == limit else np.float32(-np.inf)
 
 
@@ -295,42 +291,48 @@ def nth_best(values, count, heap):
 
 
 @njit(nogil=True, cache=True)
-def open_superblocks(segment, scratch, allowed, ranks, weights, low, high, limit):
-    """Queue the blocks whose bounds reach `limit`, of the superblocks with bounds in [low, high). Returns how many."""
-    supers, bounds, opened, count = scratch.opened, scratch.bounds, 0, 0
-    low = max(low, LEAST)
-    for group in range(scratch.best.shape[0]):
-        if scratch.best[group] >= low:
+def pick(supers, best, rest, blocks, low, high, opened, bounds):
+    """List the superblocks with bounds in [low, high), and begin the bounds of their blocks. Returns how many."""
+    count = 0
+    for group in range(best.shape[0]):
+        if best[group] >= low:
             for i in range(group * GROUP, group * GROUP + GROUP):
-                if low <= scratch.supers[i] < high:
-                    supers[opened] = i
+                if low <= supers[i] < high:
+                    opened[count] = i
                     for j in range(SUPER):
-                        bounds[opened * SUPER + j] = scratch.blocks[i * SUPER + j] + scratch.rest[group]
-                    opened += 1
-    for q in range(ranks.shape[0]):
-        add_parts(segment.block_rows[ranks[q]], weights[q], supers, opened, bounds)
-    scratch.work[1] += opened
-    for i in range(opened):
-        for j in range(SUPER):
-            block, bound = supers[i] * SUPER + j, bounds[i * SUPER + j]
-            if bound >= limit and bound > 0 and (allowed.shape[0] == 0 or allowed[block]):
-                scratch.queue[count], bounds[count] = block, bound
-                count += 1
+                        bounds[count * SUPER + j] = blocks[i * SUPER + j] + rest[group]
+                    count += 1
     return count
 
 
 @njit(nogil=True, cache=True)
-def add_parts(row, weight, supers, count, out):
-    """Add to `out` the blocks of some superblocks, from one term's row times its weight: a superblock is one read."""
+def add_parts(rows, rank, weight, opened, count, bounds):
+    """Add one term's maxima of the blocks of the opened superblocks: one read for each superblock."""
+    row = rows[rank]
     for i in range(count):
-        first = np.uint64(supers[i]) * np.uint64(SUPER)
+        first = np.uint64(opened[i]) * np.uint64(SUPER)
         for j in range(SUPER):
-            out[i * SUPER + j] += np.float32(row[first + np.uint64(j)]) * weight
+            bounds[i * SUPER + j] += np.float32(row[first + np.uint64(j)]) * weight
+
+
+@njit(nogil=True, cache=True)
+def queue_blocks(opened, count, allowed, limit, queue, bounds):
+    """Keep the blocks whose bounds reach `limit`, as a heap with the highest bound first. Returns how many."""
+    kept = 0
+    for i in range(count):
+        for j in range(SUPER):
+            block, bound = opened[i] * SUPER + j, bounds[i * SUPER + j]
+            if bound >= limit and (allowed.shape[0] == 0 or allowed[block]):
+                queue[kept], bounds[kept] = block, bound
+                kept += 1
+    for place in range(kept // 2 - 1, -1, -1):
+        sink(queue, bounds, place, kept)
+    return kept
 
 
 @njit(nogil=True, cache=True)
 def sink(queue, bounds, place, count):
-    """Restore the order of a heap, highest bound first, after a change at `place`."""
+    """Restore the order of a heap after a change at `place`."""
     block, bound = queue[place], bounds[place]
     while True:
         child = 2 * place + 1
@@ -346,88 +348,86 @@ def sink(queue, bounds, place, count):
 
 
 @njit(nogil=True, cache=True)
-def score_queue(segment, scratch, allowed, count, base, slack, alpha, left, heap_scores, heap_ids):
+def score_queue(
+    starts, terms, weights, row_scales, ids, query, allowed, queue, bounds, count, most, base, slack, alpha,
+    heap_scores, heap_ids, work,
+):  # fmt: skip
     """Score the documents of the queued blocks, best bound first, until no bound reaches the threshold.
 
-    Returns what is left of the budget of `left` blocks.
+    Returns how many blocks were scored, at most `most`.
     """
-    queue, bounds, n = scratch.queue, scratch.bounds, segment.ids.shape[0]
-    for place in range(count // 2 - 1, -1, -1):
-        sink(queue, bounds, place, count)
-    limit = threshold(heap_scores, heap_ids, base, slack, alpha)
-    while count and left and bounds[0] >= limit:
-        first = queue[0] * BLOCK
-        stop = min(n, first + BLOCK)
-        mask = allowed[queue[0]] if allowed.shape[0] else 255
+    n, scored, scale, mask = ids.shape[0], 0, np.float32(1), 255
+    limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
+    while count and scored < most and bounds[0] >= limit:
+        block = queue[0]
+        first = block * BLOCK
         count -= 1
-        left -= 1
+        scored += 1
         queue[0], bounds[0] = queue[count], bounds[count]
         if count:
             sink(queue, bounds, 0, count)
             ahead = queue[0] * BLOCK
-            a, b = segment.starts[ahead], segment.starts[min(n, ahead + BLOCK)]
-            prefetch_range(segment.terms, a, b)
-            prefetch_range(segment.weights, a, b)
-        scratch.work[2] += 1
-        for row in range(first, stop):
+            a, b = starts[ahead], starts[min(n, ahead + BLOCK)]
+            prefetch_range(terms, a, b)
+            prefetch_range(weights, a, b)
+        if allowed.shape[0]:
+            mask = np.int64(allowed[block])
+        for row in range(first, min(n, first + BLOCK)):
             if mask >> (row - first) & 1:
-                a, b = segment.starts[row], segment.starts[row + 1]
-                terms, weights = segment.terms[a:b], segment.weights[a:b]
-                scale = segment.row_scales[row] if segment.row_scales.shape[0] else np.float32(1)
-                if estimate(terms, weights, scratch.weights) * scale >= limit:
-                    scratch.work[3] += 1
-                    score = score_row(terms, weights, scale, scratch.weights)
-                    there = score != 0 or shares_term(terms, scratch.weights)
+                a, b = starts[row], starts[row + 1]
+                if row_scales.shape[0]:
+                    scale = row_scales[row]
+                if estimate(terms, weights, a, b, query) * scale >= limit:
+                    work[3] += 1
+                    score = score_row(terms, weights, a, b, scale, query)
+                    there = score != 0 or shares_term(terms, a, b, query)
                     score += base
                     if there and score >= heap_scores[0]:
-                        push_one(score, segment.ids[row], heap_scores, heap_ids)
-                        limit = threshold(heap_scores, heap_ids, base, slack, alpha)
-    return left
+                        push_one(score, ids[row], heap_scores, heap_ids)
+                        limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
+    return scored
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def estimate(terms, weights, query):
+def estimate(terms, weights, start, stop, query):
     """A row's score up to rounding: summed in any order, which is what lets the compiler use wide instructions."""
     total = np.float32(0)
-    for i in range(terms.shape[0]):
+    for i in range(start, stop):
         total += query[terms[i]] * np.float32(weights[i])
     return total
 
 
 @njit(nogil=True, cache=True)
-def score_row(terms, weights, scale, query):
+def score_row(terms, weights, start, stop, scale, query):
     """A row's score, summed in the order of the terms: those that the query does not have add zeros."""
     total = np.float32(0)
-    for i in range(terms.shape[0]):
+    for i in range(start, stop):
         total += query[terms[i]] * (np.float32(weights[i]) * scale)
     return total
 
 
 @njit(nogil=True, cache=True)
-def shares_term(terms, query):
-    for i in range(terms.shape[0]):  # noqa: SIM110
+def shares_term(terms, start, stop, query):
+    for i in range(start, stop):  # noqa: SIM110
         if query[terms[i]] != 0:
             return True
     return False
 
 
 @njit(nogil=True, cache=True)
-def clear(terms, segment, scratch):
+def clear(list_starts, gaps, ranks, rows, query, blocks):
     """Set to zero what a query wrote."""
-    dense, entries = segment.block_rows.shape[0], 0
-    for i in range(terms.shape[0]):
-        rank = segment.ranks[terms[i]] if terms[i] < segment.ranks.shape[0] else -1
-        if rank >= 0:
-            scratch.weights[rank] = 0
-        if rank >= dense:
-            entries += segment.list_starts[rank - dense + 1] - segment.list_starts[rank - dense]
-    if entries * 4 > scratch.blocks.shape[0]:
-        scratch.blocks[:] = 0
+    entries = 0
+    for rank in ranks:
+        query[rank] = 0
+        if rank >= rows:
+            entries += list_starts[rank - rows + 1] - list_starts[rank - rows]
+    if entries * 4 > blocks.shape[0]:
+        blocks[:] = 0
         return
-    for i in range(terms.shape[0]):
-        rank = segment.ranks[terms[i]] if terms[i] < segment.ranks.shape[0] else -1
-        if rank >= dense:
+    for rank in ranks:
+        if rank >= rows:
             block = np.uint64(0)
-            for j in range(segment.list_starts[rank - dense], segment.list_starts[rank - dense + 1]):
-                block += segment.list_gaps[j]
-                scratch.blocks[block] = 0
+            for i in range(list_starts[rank - rows], list_starts[rank - rows + 1]):
+                block += gaps[i]
+                blocks[block] = 0

@@ -25,6 +25,7 @@ import numpy as np
 from numba import njit
 
 from indexes.kernels.blockmax import sink
+from indexes.kernels.ordering import bisect
 from indexes.kernels.prefetch import prefetch_range
 from indexes.kernels.topk import push_one
 
@@ -49,7 +50,7 @@ class Lists(NamedTuple):
     list_blocks: np.ndarray  # int64 (U + 1,): the blocks of each term's list
     block_starts: np.ndarray  # int64 (B + 1,): the places of each block, in `places`
     places: np.ndarray  # int32
-    neighbors: np.ndarray  # int32 (n, m): the places most similar to each; (n, 0) without the graph
+    neighbors: np.ndarray  # int32 (n, m): the places most similar to each, -1 where fewer are known
 
 
 class Scratch(NamedTuple):
@@ -104,12 +105,13 @@ def prefetch_row(rows, row):
 @njit(nogil=True, cache=True)
 def search(
     query_starts, query_terms, query_weights, lists, documents, summaries, allowed, scratch, query_cut, heap_factor,
-    heap_scores, heap_ids,
+    complete, heap_scores, heap_ids,
 ):  # fmt: skip
-    """Offer to each query's heap the documents of promising blocks; all documents, when these do not fill it.
+    """Offer to each query's heap the documents of promising blocks.
 
     Queries: CSR (`query_starts` int64 (nq + 1,), `query_terms` int32, `query_weights` float32 > 0). `documents`,
-    `summaries`: `Rows`. `allowed` bool (n,) by place, or (0,) for all.
+    `summaries`: `Rows`. `allowed` bool (n,) by place, or (0,) for all. `complete`: go on with all other documents if
+    these do not fill the heap.
     """
     for query in range(heap_scores.shape[0]):
         start, stop = query_starts[query], query_starts[query + 1]
@@ -123,7 +125,7 @@ def search(
         if lists.neighbors.shape[1]:
             count = refine(lists, documents, allowed, scratch, count, kept_scores, kept_ids)
         scratch.work[2] += count
-        if kept_ids[0] < 0:
+        if complete and kept_ids[0] < 0:
             scan(lists, documents, allowed, scratch, kept_scores, kept_ids)
         for i in range(count):
             scratch.visited[scratch.scored[i] >> 3] = 0
@@ -245,6 +247,15 @@ def prune(starts, weights, postings, keep, first, stop):
             if left and weights[i] == least:
                 keep[i] = True
                 left -= 1
+
+
+@njit(nogil=True, cache=True)
+def cluster(points, list_starts, places, size, first, stop):
+    """Order the places of the lists [first, stop) so that runs of `size` lie close together. `points` float32 (n, d)."""
+    units = np.array([size])
+    for term in range(first, stop):
+        a, b = list_starts[term], list_starts[term + 1]
+        bisect(points, places[a:b], 0, b - a, units, size)
 
 
 @njit(nogil=True, cache=True)

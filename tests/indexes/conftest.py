@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from indexes import BM25, TFIDF, EagerIndex, FlatIndex, HNSWIndex, Index, IVFPQIndex
+from indexes import BM25, TFIDF, EagerIndex, FlatIndex, HNSWIndex, Index, IVFPQIndex, SeismicIndex
 from indexes.sparse.weighting import METHODS
 
 # read when faiss is first imported: on a busy machine its threads would spend the time waiting for each other
@@ -64,6 +64,9 @@ CASES = [
     Case("eager", EagerIndex, sparse=True),
     *(Case(f"eager-{m}", lambda m=m: EagerIndex(weighting=BM25(method=m)), sparse=True) for m in METHODS),
     Case("eager-tfidf", lambda: EagerIndex(weighting=TFIDF()), sparse=True),
+    Case("seismic", SeismicIndex, sparse=True, exact=False),
+    Case("seismic-all", lambda: SeismicIndex(neighbors=2, query_cut=1000, heap_factor=0), sparse=True),
+    Case("seismic-uint8", lambda: SeismicIndex(block=3, neighbors=1, precision="uint8"), sparse=True, exact=False),
 ]  # fmt: skip
 
 
