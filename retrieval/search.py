@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from retrieval.collection import Collection
     from retrieval.retriever import Retriever
 
-FUSION_DEPTH = 100  # documents that each index hands to a fusion, at least
+# Documents that each index hands to a fusion, at least. With BM25 and MiniLM, on the dev queries of NFCorpus and the
+# train queries of SciFact, min-max reached nDCG@10 0.330 and 0.733 at 100, 0.332 and 0.735 at 300, 0.332 and 0.736 at
+# 1,000.
+FUSION_DEPTH = 300
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from indexes import FlatIndex, Hits, HNSWIndex, IVFPQIndex
 from retrieval.encoders.cache import Encodings
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
 from retrieval.fusion import fuse_runs
+from retrieval.search import FUSION_DEPTH
 
 IDS = {"nfcorpus": "beir/nfcorpus/test", "scifact": "beir/scifact/test"}
 # (dataset, system, measure) -> published value: flat Lucene runs and MiniLM of the public reproduction tables
@@ -37,7 +38,7 @@ PUBLISHED = {
     ("DL19 runs", "D_BERT_KD_TASB", "nDCG@10"): 0.7210,
 }
 MEASURES = ("nDCG@10", "R@100", "MRR@10")
-DEPTH = 100  # of rankings: what R@100 needs and what fusion looks at
+DEPTH = FUSION_DEPTH  # of rankings
 CHOSEN = ("ef_search", "nlist", "nprobe")
 COLUMNS = ("dataset", "system", *MEASURES, "published nDCG@10", "published R@100", "recall@10 of exact", "bytes/vector")
 
@@ -70,7 +71,7 @@ class Corpus:
         self.keys = keys
 
     def run(self, index: str) -> dict[str, dict[str, float]]:
-        """Rankings of the collection, as deep as fusion looks and R@100 needs."""
+        """Rankings of the collection, as deep as fusion looks."""
         return self.collection.stage(index).run(self.data.queries, DEPTH)
 
     def vectors(self, encoder: SentenceTransformerEncoder, cache: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +110,7 @@ def neural(study: Study, corpus: Corpus, bm25: dict[str, dict[str, float]], enco
         chosen = ", ".join(f"{name} {value}" for name, value in index.describe().items() if name in CHOSEN)
         stored = 4 * d + 8 * index.M if isinstance(index, HNSWIndex) else index.bytes
         system = f"MiniLM {type(index).__name__} ({chosen})"
-        recall = _overlap(hits.ids, exact.ids)
+        recall = _overlap(index.search(queries, 10).ids, exact.ids)  # deeper searches look further
         study.add(corpus.name, system, corpus.named(hits), corpus.data, recall=recall, bytes_per_vector=stored)
     study.add(corpus.name, "hybrid BM25 + MiniLM (default)", fuse_runs([bm25, dense], k=DEPTH), corpus.data)
     study.add(corpus.name, "hybrid BM25 + MiniLM by RRF", fuse_runs([bm25, dense], method="rrf", k=DEPTH), corpus.data)
@@ -145,10 +146,11 @@ def main() -> None:
     options.add_argument("--data", type=Path, metavar="DIR", help="a folder of BEIR folders, instead of downloads")
     options.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="hub name or path of MiniLM")
     options.add_argument("--cache", type=Path, default=Path("results/encodings"), help="where embeddings are kept")
+    options.add_argument("--dtype", default="float32", help="what the model computes in: float32, bfloat16 or int8")
     options.add_argument("--pool", action="store_true", help="encode and search the pool of DL19 too (15 minutes more)")
     args = options.parse_args()
     study = Study()
-    encoder = None if args.quick else SentenceTransformerEncoder(args.model)
+    encoder = None if args.quick else SentenceTransformerEncoder(args.model, dtype=args.dtype)
     with tempfile.TemporaryDirectory() as work:
         for name, identifier in IDS.items():
             source = str(args.data / name) if args.data else identifier

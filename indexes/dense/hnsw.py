@@ -23,7 +23,7 @@ class HNSWIndex(FaissIndex):
 
     `M`: links per vector (twice as many on the lowest level). `ef_construction`: candidates kept while building.
     `ef_search`: candidates kept while searching, also a parameter of `search`; never less than k. None chooses from
-    n: 64 up to 100,000 vectors, 128 above. Where a filter or removals leave a share s of the vectors, 1 / s times
+    n: 96 up to 100,000 vectors, 160 above. Where a filter or removals leave a share s of the vectors, 1 / s times
     as many are kept.
     The build runs on one thread so that the same vectors always give the same graph.
     A search that finds fewer than k allowed rows, or allows few of them, is answered by an exact scan.
@@ -52,7 +52,7 @@ class HNSWIndex(FaissIndex):
         return {"ef_search": self._ef(self.ef_search)}
 
     def _ef(self, ef_search: int | None) -> int:
-        return ef_search if ef_search is not None else (64 if len(self) <= 100_000 else 128)
+        return ef_search if ef_search is not None else (96 if len(self) <= 100_000 else 160)
 
     def _make(self, d: int) -> faiss.Index:
         import faiss

@@ -251,7 +251,7 @@ def prune(starts, weights, postings, keep, first, stop):
 
 @njit(nogil=True, cache=True)
 def cluster(points, list_starts, places, size, first, stop):
-    """Order the places of the lists [first, stop) so that runs of `size` lie close together. `points` float32 (n, d)."""
+    """Order the places of the lists [first, stop): runs of `size` lie close together. `points` float32 (n, d)."""
     units = np.array([size])
     for term in range(first, stop):
         a, b = list_starts[term], list_starts[term + 1]

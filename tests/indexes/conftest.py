@@ -66,7 +66,7 @@ CASES = [
     Case("eager-tfidf", lambda: EagerIndex(weighting=TFIDF()), sparse=True),
     Case("seismic", SeismicIndex, sparse=True, exact=False),
     Case("seismic-all", lambda: SeismicIndex(neighbors=2, query_cut=1000, heap_factor=0), sparse=True),
-    Case("seismic-uint8", lambda: SeismicIndex(block=3, neighbors=1, precision="uint8"), sparse=True, exact=False),
+    Case("seismic-uint8", lambda: SeismicIndex(block=3, precision="uint8", query_cut=1000, heap_factor=0), sparse=True),
 ]  # fmt: skip
 
 
