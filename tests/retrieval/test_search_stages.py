@@ -10,6 +10,7 @@ from retrieval import Collection, Document, Fusion, Rerank, bm25, dense
 from retrieval.encoders.lsa import LSA
 from retrieval.errors import CollectionError
 from retrieval.fusion import fuse
+from retrieval.search import FUSION_DEPTH
 from retrieval.where import WhereError
 
 WORDS = ["wing", "flow", "heat", "shock", "plate", "layer", "jet", "nozzle"]
@@ -118,7 +119,7 @@ def test_k_beyond_the_collection_finds_what_there_is(collection):
 
 def test_hybrid_is_the_fusion_of_all_indexes(collection):
     for query in QUERIES.values():
-        lists = [dict(pairs(collection[name].search(query, 100))) for name in ("bm25", "plus", "dense")]
+        lists = [dict(pairs(collection[name].search(query, FUSION_DEPTH))) for name in ("bm25", "plus", "dense")]
         numbers = {result: int(result[1:]) for one in lists for result in one}  # ties: by key, here the number
         expected = fuse(
             [{numbers[id]: score for id, score in one.items()} for one in lists],
