@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from indexes.kernels.prefetch import prefetch_range
+from indexes.kernels.prefetch import prefetch, prefetch_range
 from indexes.kernels.topk import push_one
 
 BLOCK = 8  # documents
@@ -40,6 +40,7 @@ TILE = 128  # groups: their superblocks' bounds (4 KB) stay in the first cache w
 AHEAD = 128  # entries of each list that are asked for at once, before the first list is walked
 LEAST = np.float32(1.2e-38)  # the smallest normal number: what a term that is there adds at least
 EPSILON = 2.0**-23
+# Ranges and places are unsigned in the inner loops: of signed ones, numba would expect to be negative at every access.
 
 
 class Segment(NamedTuple):
@@ -103,7 +104,7 @@ def search(
         bound_superblocks(segment, scratch, ranks, weights, ends)
         if allowed.shape[0]:
             exclude(allowed, scratch.supers, scratch.best)
-        visit(segment, scratch, allowed, ranks, weights, ends[1], base[query], slack, alpha, budget,
+        visit(segment, scratch, allowed, ranks, weights, ends, base[query], slack, alpha, budget,
               heap_scores[query], heap_ids[query])  # fmt: skip
         clear(segment.list_starts, segment.list_gaps, found[:count], segment.block_rows.shape[0], scratch.weights,
               scratch.blocks)  # fmt: skip
@@ -170,8 +171,8 @@ def bound_superblocks(segment, scratch, ranks, weights, ends):
 @njit(nogil=True, cache=True)
 def walk(gaps, maxima, start, stop, weight, blocks, supers):
     """Add one term's list to the sums of its blocks, and raise each superblock to its best block."""
-    block = np.uint64(0)  # unsigned: numba would look for negative indices at every access
-    for i in range(start, stop):
+    block = np.uint64(0)
+    for i in range(np.uint64(start), np.uint64(stop)):
         block += gaps[i]
         total = blocks[block] + weight * np.float32(maxima[i])
         blocks[block] = total
@@ -226,21 +227,29 @@ def exclude(allowed, supers, best):
 
 
 @njit(nogil=True, cache=True)
-def visit(segment, scratch, allowed, ranks, weights, dense, base, slack, alpha, budget, heap_scores, heap_ids):
-    """Score the documents of promising blocks: in waves of falling bounds, so that the first give a threshold."""
-    left = budget if budget else scratch.blocks.shape[0]
-    limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
-    wave, high = FIRST + heap_scores.shape[0] // BLOCK, np.float32(np.inf)
-    while left > 0:
-        low = nth_best(scratch.best, wave, scratch.bounds)
-        last = low <= limit or wave >= scratch.best.shape[0]
-        if last:
-            low = limit
-        opened = pick(scratch.supers, scratch.best, scratch.rest, scratch.blocks, max(low, LEAST), high,
+def visit(segment, scratch, allowed, ranks, weights, ends, base, slack, alpha, budget, heap_scores, heap_ids):
+    """Score the documents of promising blocks: in three waves of falling bounds, so that the first give a threshold.
+
+    The first wave opens few superblocks, the second all in the upper half of what then remains above the threshold.
+    """
+    left, high = budget if budget else scratch.blocks.shape[0], np.float32(np.inf)
+    for wave in range(3):
+        limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
+        low = limit
+        if wave == 0:
+            low = nth_best(scratch.best, FIRST + heap_scores.shape[0] // BLOCK, scratch.bounds)
+        elif wave == 1:
+            low = (high + max(limit, np.float32(0))) / np.float32(2)
+        low = max(low, limit)
+        opened = pick(scratch.supers, scratch.best, scratch.groups, scratch.blocks, max(low, LEAST), high,
                       scratch.opened, scratch.bounds)  # fmt: skip
-        for q in range(dense):
+        for q in range(ends[0]):
             add_parts(segment.block_rows, ranks[q], weights[q], scratch.opened, opened, scratch.bounds)
-        count = queue_blocks(scratch.opened, opened, allowed, max(limit, LEAST), scratch.queue, scratch.bounds)
+        kept = sift(scratch.groups, scratch.rest, max(limit, LEAST), scratch.opened, opened, scratch.bounds)
+        for q in range(ends[0], ends[1]):
+            add_parts(segment.block_rows, ranks[q], weights[q], scratch.opened, kept, scratch.bounds)
+        count = queue_blocks(scratch.opened, kept, allowed, max(limit, LEAST), segment.starts, scratch.queue,
+                             scratch.bounds)  # fmt: skip
         scored = score_queue(
             segment.starts, segment.terms, segment.weights, segment.row_scales, segment.ids, scratch.weights, allowed,
             scratch.queue, scratch.bounds, count, left, base, slack, alpha, heap_scores, heap_ids, scratch.work,
@@ -248,10 +257,9 @@ def visit(segment, scratch, allowed, ranks, weights, dense, base, slack, alpha, 
         left -= scored
         scratch.work[1] += opened
         scratch.work[2] += scored
-        if last:
+        if left <= 0 or low <= limit:
             break
-        limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
-        wave, high = 4 * wave, low
+        high = low
 
 
 @njit(nogil=True, cache=True)
@@ -291,7 +299,7 @@ def nth_best(values, count, heap):
 
 
 @njit(nogil=True, cache=True)
-def pick(supers, best, rest, blocks, low, high, opened, bounds):
+def pick(supers, best, groups, blocks, low, high, opened, bounds):
     """List the superblocks with bounds in [low, high), and begin the bounds of their blocks. Returns how many."""
     count = 0
     for group in range(best.shape[0]):
@@ -300,9 +308,25 @@ def pick(supers, best, rest, blocks, low, high, opened, bounds):
                 if low <= supers[i] < high:
                     opened[count] = i
                     for j in range(SUPER):
-                        bounds[count * SUPER + j] = blocks[i * SUPER + j] + rest[group]
+                        bounds[count * SUPER + j] = blocks[i * SUPER + j] + groups[group]
                     count += 1
     return count
+
+
+@njit(nogil=True, cache=True)
+def sift(groups, rest, limit, opened, count, bounds):
+    """Keep the opened superblocks with a block that reaches `limit`, without what the rows of light terms will add."""
+    kept = 0
+    for i in range(count):
+        first = i * SUPER
+        highest = max(max(bounds[first], bounds[first + 1]), max(bounds[first + 2], bounds[first + 3]))
+        if highest >= limit:
+            less = groups[opened[i] // GROUP] - rest[opened[i] // GROUP]
+            opened[kept] = opened[i]
+            for j in range(SUPER):
+                bounds[kept * SUPER + j] = bounds[first + j] - less
+            kept += 1
+    return kept
 
 
 @njit(nogil=True, cache=True)
@@ -316,7 +340,7 @@ def add_parts(rows, rank, weight, opened, count, bounds):
 
 
 @njit(nogil=True, cache=True)
-def queue_blocks(opened, count, allowed, limit, queue, bounds):
+def queue_blocks(opened, count, allowed, limit, starts, queue, bounds):
     """Keep the blocks whose bounds reach `limit`, as a heap with the highest bound first. Returns how many."""
     kept = 0
     for i in range(count):
@@ -324,6 +348,7 @@ def queue_blocks(opened, count, allowed, limit, queue, bounds):
             block, bound = opened[i] * SUPER + j, bounds[i * SUPER + j]
             if bound >= limit and (allowed.shape[0] == 0 or allowed[block]):
                 queue[kept], bounds[kept] = block, bound
+                prefetch(starts, block * BLOCK)
                 kept += 1
     for place in range(kept // 2 - 1, -1, -1):
         sink(queue, bounds, place, kept)
@@ -392,7 +417,7 @@ def score_queue(
 def estimate(terms, weights, start, stop, query):
     """A row's score up to rounding: summed in any order, which is what lets the compiler use wide instructions."""
     total = np.float32(0)
-    for i in range(start, stop):
+    for i in range(np.uint64(start), np.uint64(stop)):
         total += query[terms[i]] * np.float32(weights[i])
     return total
 
@@ -401,7 +426,7 @@ def estimate(terms, weights, start, stop, query):
 def score_row(terms, weights, start, stop, scale, query):
     """A row's score, summed in the order of the terms: those that the query does not have add zeros."""
     total = np.float32(0)
-    for i in range(start, stop):
+    for i in range(np.uint64(start), np.uint64(stop)):
         total += query[terms[i]] * (np.float32(weights[i]) * scale)
     return total
 
@@ -428,6 +453,6 @@ def clear(list_starts, gaps, ranks, rows, query, blocks):
     for rank in ranks:
         if rank >= rows:
             block = np.uint64(0)
-            for i in range(list_starts[rank - rows], list_starts[rank - rows + 1]):
+            for i in range(np.uint64(list_starts[rank - rows]), np.uint64(list_starts[rank - rows + 1])):
                 block += gaps[i]
                 blocks[block] = 0

@@ -13,8 +13,8 @@ the most frequent to the least (*ranks*), documents by their *place* in the forw
 
 Bruch, Nardini, Rulli and Venturini, "Efficient Inverted Indexes for Approximate Retrieval over Learned Sparse
 Representations" (SIGIR 2024, arXiv:2404.18812), and "Pairing Clustered Inverted Indexes with kNN Graphs for Fast
-Approximate Retrieval over Learned Sparse Representations" (CIKM 2024, arXiv:2408.04443). Theirs visits list by list;
-visiting the blocks of all lists by their summaries raises the threshold sooner.
+Approximate Retrieval over Learned Sparse Representations" (CIKM 2024, arXiv:2408.04443: blocks by the score of their
+summaries, list by list; the graph). Ordering the blocks of all lists together raises the threshold sooner.
 """
 
 from __future__ import annotations

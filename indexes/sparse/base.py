@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,24 @@ from indexes.errors import InvalidVectors
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
+
+class Queries(NamedTuple):
+    """Checked queries, row by row: terms ascend within each, all are below V, and weights are above 0."""
+
+    starts: np.ndarray  # int64 (nq + 1,)
+    terms: np.ndarray  # int32
+    weights: np.ndarray  # float32
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self.starts) - 1,)
+
+    def dot(self, values: np.ndarray) -> np.ndarray:
+        """float32 (nq,): the sum of weight times `values` (V,) over the terms of each query."""
+        rows = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+        products = self.weights * values[self.terms]
+        return np.bincount(rows, products, minlength=len(self.starts) - 1).astype(np.float32)
 
 
 class SparseIndex(Index):
@@ -48,10 +66,19 @@ class SparseIndex(Index):
             raise InvalidVectors(f"a weight is negative ({csr.data.min()}); weights must be >= 0")
         return csr
 
-    def _check_queries(self, queries: Any) -> csr_matrix:
+    def _check_queries(self, queries: Any) -> Queries:
         """Queries may name terms that no document has (they are dropped) and be narrower than V."""
-        csr = self._check_vectors(queries)
-        return csr[:, : self.V] if csr.shape[1] > self.V else csr
+        from indexes.kernels.queries import compress
+
+        for given in (queries, None):
+            csr = self._check_vectors(queries) if given is None else given
+            if getattr(csr, "format", None) == "csr" and csr.ndim == 2 and csr.dtype.kind in "fiu":
+                with np.errstate(over="ignore"):
+                    arrays = csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data.astype(np.float32)
+                in_order, *compressed = compress(*arrays, csr.shape[1], self.V)
+                if in_order:
+                    break  # else once more, after scipy has checked and sorted them, or refused them
+        return Queries(*compressed)
 
     def _shape(self) -> dict[str, Any]:
         return {"V": self.V}

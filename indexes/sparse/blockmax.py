@@ -15,7 +15,7 @@ import numpy as np
 
 from indexes.base import available_threads, in_chunks
 from indexes.errors import CorruptIndex, InvalidParameter
-from indexes.sparse.base import SparseIndex
+from indexes.sparse.base import Queries, SparseIndex
 from indexes.sparse.ordering import ORDERS
 from indexes.sparse.segment import PRECISIONS, Segment, build
 from indexes.sparse.weighting import Weighting, from_settings, weigh
@@ -132,18 +132,13 @@ class BlockMaxIndex(SparseIndex):
         self._pending = []
 
     def _search(
-        self, queries: csr_matrix, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
+        self, queries: Queries, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         from indexes.kernels import blockmax, topk
 
         self._build()
         heap_scores, heap_ids = topk.empty_heaps(queries.shape[0], k)
-        starts, terms = queries.indptr.astype(np.int64), queries.indices.astype(np.int32)
-        base = np.zeros(queries.shape[0], np.float32)
-        if self._base.any():
-            padded = np.zeros(queries.shape[1])
-            padded[: len(self._base)] = self._base[: len(padded)]
-            base = np.asarray(queries @ padded, np.float32)
+        base = queries.dot(self._base) if self._base.any() else np.zeros(queries.shape[0], np.float32)
         alpha, query_cut, budget = float(knobs["alpha"]), knobs["query_cut"], knobs["budget"]
         segments = [(segment, segment.allowed(allow)) for segment in self._segments]
 
@@ -151,7 +146,8 @@ class BlockMaxIndex(SparseIndex):
             for segment, allowed in segments:
                 scratch = segment.take_scratch()
                 blockmax.search(
-                    starts[a : b + 1], terms, queries.data, base[a:b], segment.arrays, allowed, scratch,
+                    queries.starts[a : b + 1], queries.terms, queries.weights, base[a:b],
+                    segment.arrays, allowed, scratch,
                     alpha, query_cut, budget, LIGHT, heap_scores[a:b], heap_ids[a:b],
                 )  # fmt: skip
                 segment.give_scratch(scratch)

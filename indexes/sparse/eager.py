@@ -14,7 +14,7 @@ import numpy as np
 
 from indexes.base import in_chunks
 from indexes.errors import CorruptIndex
-from indexes.sparse.base import SparseIndex
+from indexes.sparse.base import Queries, SparseIndex
 from indexes.sparse.weighting import Weighting, from_settings, relative_lengths
 
 if TYPE_CHECKING:
@@ -69,19 +69,19 @@ class EagerIndex(SparseIndex):
         For BM25L and BM25+ a last entry with term -1 holds what the query's terms score in every document.
         """
         self._build()
-        csr = self._check_queries(query)
+        checked = self._check_queries(query)
         row = np.flatnonzero(self._ids == id)
-        if csr.shape[0] != 1 or not len(row):
-            raise ValueError(f"explain needs one query (got {csr.shape[0]}) and the id of a row (got {id!r})")
+        if checked.shape[0] != 1 or not len(row):
+            raise ValueError(f"explain needs one query (got {checked.shape[0]}) and the id of a row (got {id!r})")
         parts, assert_scores = [], self._scores
         assert assert_scores is not None
-        for term, weight in zip(csr.indices.tolist(), csr.data.tolist(), strict=True):
+        for term, weight in zip(checked.terms.tolist(), checked.weights.tolist(), strict=True):
             start, stop = self._starts[term], self._starts[term + 1]
             place = start + np.searchsorted(self._rows[start:stop], row[0])
             if place < stop and self._rows[place] == row[0]:
                 parts.append((term, weight * float(assert_scores[place])))
         parts.sort(key=lambda part: (-part[1], part[0]))
-        everywhere = float(csr.data @ self._base[csr.indices])
+        everywhere = float(checked.weights @ self._base[checked.terms])
         return [*parts, (-1, everywhere)] if everywhere else parts
 
     def _add(self, vectors: csr_matrix, ids: np.ndarray) -> None:
@@ -124,23 +124,18 @@ class EagerIndex(SparseIndex):
         self._scores = scores
 
     def _search(
-        self, queries: csr_matrix, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
+        self, queries: Queries, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         from indexes.kernels import postings, topk
 
         self._build()
         heap_scores, heap_ids = topk.empty_heaps(queries.shape[0], k)
-        starts, terms = queries.indptr.astype(np.int64), queries.indices.astype(np.int32)
-        base = np.zeros(queries.shape[0], np.float32)
-        if self._base.any():
-            padded = np.zeros(queries.shape[1])
-            padded[: len(self._base)] = self._base[: len(padded)]
-            base = np.asarray(queries @ padded, np.float32)
+        base = queries.dot(self._base) if self._base.any() else np.zeros(queries.shape[0], np.float32)
         bitmap = np.empty(0, np.bool_) if allow is None else allow
 
         def work(a: int, b: int) -> None:
             postings.search(
-                starts[a : b + 1], terms, queries.data, self._starts, self._rows, self._scores,
+                queries.starts[a : b + 1], queries.terms, queries.weights, self._starts, self._rows, self._scores,
                 base[a:b], self._ids, bitmap, heap_scores[a:b], heap_ids[a:b],
             )  # fmt: skip
 

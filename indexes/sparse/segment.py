@@ -21,7 +21,7 @@ GROUPED = 512  # ... and of groups
 PRECISIONS = ("float32", "uint8")
 
 
-@dataclass
+@dataclass(eq=False)  # a segment is itself, whatever its arrays hold
 class Segment:
     """`rows` int32 (n,): the row in the index of each place, -1 where it was removed. `arrays`: see the kernel.
 

@@ -39,7 +39,7 @@ def score_of(hits: Hits, query: int) -> dict[int, float]:
 
 
 def test_every_kind_of_index_is_here():
-    from conftest import CASES
+    from index_cases import CASES
 
     assert {case.make().kind for case in CASES} == set(KINDS)
 

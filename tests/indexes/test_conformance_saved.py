@@ -156,14 +156,14 @@ def test_two_builds_are_the_same_bytes(case, tmp_path):
 BUILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from conftest import CASES
+from index_cases import CASES
 for case in CASES:
     case.make().add(case.random(300)).save(f"{sys.argv[2]}/{case.name}")
 """
 
 
 def test_two_processes_build_the_same_bytes(tmp_path):
-    from conftest import CASES
+    from index_cases import CASES
 
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": seed, "OPENBLAS_NUM_THREADS": seed}
