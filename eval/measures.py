@@ -73,9 +73,10 @@ def _parse_one(name: str) -> Measure:
             parameters = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
             node = node.func
         if not isinstance(node, ast.Name):
-            raise ValueError("not of the form Name(parameter=value)@cutoff")
-    except (SyntaxError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"cannot read the measure {name!r} ({error}); examples: {_EXAMPLES}") from None
+            raise ValueError
+    except (SyntaxError, ValueError, TypeError, AttributeError):
+        form = "Name(parameter=value)@cutoff"
+        raise ValueError(f"cannot read the measure {name!r}: not of the form {form}; examples: {_EXAMPLES}") from None
     base = ir_measures.measures.registry.get(node.id)
     if base is None:
         raise ValueError(f"unknown measure {name!r}; examples: {_EXAMPLES}")

@@ -55,6 +55,8 @@ class Collection:
         Raises `CollectionError` when the folder holds anything else.
         """
         folder = Path(folder)
+        if not isinstance(retrievers, Mapping) or not all(isinstance(r, Retriever) for r in retrievers.values()):
+            raise TypeError(f'retrievers are {retrievers!r}; expected index names with retrievers: {{"bm25": bm25()}}')
         if not retrievers:
             raise CollectionError("a collection needs at least one index")
         for name in retrievers:
@@ -107,6 +109,8 @@ class Collection:
         an error, none. Index files are written anew, so add many at a time.
         Raises `DuplicateDocument`, `CollectionLocked`, and whatever reading `documents` raises.
         """
+        if isinstance(documents, str | Mapping | Document):
+            raise TypeError(f"documents is one {type(documents).__name__}; expected several, such as a list of them")
         with self._changing() as change:
             store, last, before = change.store, change.store.last_key(), change.store.keys()
             count = 0
@@ -336,6 +340,8 @@ def _save_all(folder: Path, retrievers: Mapping[str, Retriever], generation: int
 
 def _as_document(document: Document | Mapping[str, Any]) -> Document:
     if not isinstance(document, Document):
+        if not isinstance(document, Mapping):
+            raise CollectionError(f"a document is {document!r:.40}; expected a Document or a mapping")
         rest = dict(document)
         try:
             identifier, text = rest.pop("id"), rest.pop("text")

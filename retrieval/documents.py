@@ -372,7 +372,8 @@ def _convert(record: Any, fields: _Fields) -> Document:
 
 def _value(record: Mapping[str, Any], name: str, what: str) -> Any:
     if name not in record:
-        raise ValueError(f"no field {name!r} for {what}; fields seen: {', '.join(list(record)[:20]) or 'none'}")
+        seen = ", ".join(f"{key:.40}" for key in list(record)[:20])
+        raise ValueError(f"no field {name!r} for {what}; fields seen: {seen or 'none'}")
     return record[name]
 
 

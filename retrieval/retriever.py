@@ -98,8 +98,16 @@ class Retriever:
         self.index.remove(keys)
 
     def search(self, queries: Sequence[str], k: int, allow: np.ndarray | None = None, **knobs: Any) -> Hits:
-        """The `k` best keys for each query; `allow` as in `Index.search`."""
-        return self.index.search(self.encoder.encode_queries(queries), k, allow=allow, **knobs)
+        """The `k` best keys for each query; `allow` as in `Index.search`.
+
+        A query that becomes the zero vector (no word that LSA knows) finds nothing: all documents would tie.
+        """
+        vectors = self.encoder.encode_queries(queries)
+        hits = self.index.search(vectors, k, allow=allow, **knobs)
+        if isinstance(vectors, np.ndarray) and self.encoder.similarity != "l2":
+            nothing = ~vectors.any(axis=1)
+            hits.scores[nothing], hits.ids[nothing] = -np.inf, -1
+        return hits
 
     def explain(self, query: str, key: int) -> dict[str, float]:
         """Index term -> what it adds to the score of `key`, best first; empty where scores have no such parts."""
@@ -140,12 +148,15 @@ def bm25(analyzer: str = "english", *, method: str = "lucene", k1: float = 0.9, 
     return Retriever(BagOfWords(analyzer), EagerIndex(weighting=BM25(method=method, k1=k1, b=b)))
 
 
-def dense(model: str = "lsa", *, ann: str = "flat", encoder_dtype: str = "float32", **parameters: Any) -> Retriever:
+def dense(
+    model: str | Encoder = "lsa", *, ann: str = "flat", encoder_dtype: str = "float32", **parameters: Any
+) -> Retriever:
     """Dense vectors of `model` in an index of kind `ann`.
 
-    `model`: "lsa" (fitted on the corpus, nothing to download), or a sentence-transformers model by hub name or path.
-    `ann`: "flat" (exact), "hnsw" or "ivfpq". `encoder_dtype`: what the model computes in, "float32", "bfloat16" or
-    "int8" (see `SentenceTransformerEncoder`). `parameters` go to the index: `FlatIndex`, `HNSWIndex`, `IVFPQIndex`.
+    `model`: "lsa" (fitted on the corpus, nothing to download), a sentence-transformers model by hub name or path, or
+    an encoder with settings of its own, such as `LSA(d=512, analyzer="german")`.
+    `ann`: "flat" (exact), "hnsw" or "ivfpq". `encoder_dtype`: what a model by name computes in, "float32", "bfloat16"
+    or "int8" (see `SentenceTransformerEncoder`). `parameters` go to the index: `FlatIndex`, `HNSWIndex`, `IVFPQIndex`.
     """
     from indexes import FlatIndex, HNSWIndex, IVFPQIndex
     from retrieval.encoders.lsa import LSA
@@ -154,7 +165,9 @@ def dense(model: str = "lsa", *, ann: str = "flat", encoder_dtype: str = "float3
     if ann not in kinds:
         raise ValueError(f"ann is {ann!r}; it must be one of {', '.join(kinds)}")
     encoder: Encoder
-    if model == "lsa":
+    if isinstance(model, Encoder):
+        encoder = model
+    elif model == "lsa":
         encoder = LSA()
     else:
         from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder

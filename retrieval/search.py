@@ -85,8 +85,7 @@ class Stage(ABC):
             raise TypeError(
                 f"queries must be strings, got {next(type(t).__name__ for t in texts if type(t) is not str)}"
             )
-        if not isinstance(k, int) or k < 1:
-            raise ValueError(f"k is {k!r}; it must be an integer of at least 1")
+        _check_k(k)
         with self.collection.reading():
             allowed = None if where is None else self.collection.store.matching(where)
             rankings = self.rank(texts, k, allowed)
@@ -107,6 +106,7 @@ class Stage(ABC):
 
     def run(self, queries: Mapping[str, str], k: int = 1000) -> dict[str, dict[str, float]]:
         """A TREC run: query id -> document id -> score, `k` documents each, best first."""
+        _check_k(k)
         with self.collection.reading():
             rankings = self.rank(list(queries.values()), k, None)
             ids = self.collection.store.ids(sorted({key for ranking in rankings for key in ranking}))
@@ -242,6 +242,11 @@ class Rerank(Stage):
         return {
             key: {**told.get(key, {}), "rerank": {"score": ranking[key], "was": places.get(key)}} for key in ranking
         }
+
+
+def _check_k(k: Any) -> None:
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k is {k!r}; it must be an integer of at least 1")
 
 
 def _labels(stages: Sequence[Stage]) -> list[str]:

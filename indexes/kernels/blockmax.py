@@ -37,8 +37,6 @@ SUPER = 4  # blocks
 GROUP = 8  # superblocks
 FIRST = 24  # superblocks opened in the first wave, beside one for each block that k documents fill
 TILE = 128  # groups: their superblocks' bounds (4 KB) stay in the first cache while rows are added
-AHEAD = 512  # entries of a list that are asked for before they are walked, and how many more at a time
-STRIDE = 128
 LEAST = np.float32(1.2e-38)  # the smallest normal number: what a term that is there adds at least
 EPSILON = 2.0**-23
 # Ranges and places are unsigned in the inner loops: of signed ones, numba would expect to be negative at every access.
@@ -150,10 +148,6 @@ def arrange(found, shares, count, least, bar, rows, group_rows, scales, query, r
 def bound_superblocks(segment, scratch, ranks, weights, ends):
     """Bounds of all superblocks, and the best of each group."""
     rows, groups = segment.block_rows.shape[0], scratch.groups.shape[0]
-    for q in range(ends[2], ends[3]):
-        start = segment.list_starts[ranks[q] - rows]
-        prefetch_range(segment.list_gaps, start, start + AHEAD)
-        prefetch_range(segment.list_maxima, start, start + AHEAD)
     scratch.rest[:] = 0
     add_rows(segment.group_rows, ranks, weights, ends[1], ends[2], 0, groups, scratch.rest)
     scratch.groups[:] = scratch.rest
@@ -173,15 +167,12 @@ def bound_superblocks(segment, scratch, ranks, weights, ends):
 def walk(gaps, maxima, start, stop, weight, blocks, supers):
     """Add one term's list to the sums of its blocks, and raise each superblock to its best block."""
     block = np.uint64(0)
-    for first in range(start, stop, STRIDE):
-        prefetch_range(gaps, first + AHEAD, first + AHEAD + STRIDE)
-        prefetch_range(maxima, first + AHEAD, first + AHEAD + STRIDE)
-        for i in range(np.uint64(first), np.uint64(min(stop, first + STRIDE))):
-            block += gaps[i]
-            total = blocks[block] + weight * np.float32(maxima[i])
-            blocks[block] = total
-            above = block // np.uint64(SUPER)
-            supers[above] = max(supers[above], total)
+    for i in range(np.uint64(start), np.uint64(stop)):
+        block += gaps[i]
+        total = blocks[block] + weight * np.float32(maxima[i])
+        blocks[block] = total
+        above = block // np.uint64(SUPER)
+        supers[above] = max(supers[above], total)
 
 
 @njit(nogil=True, cache=True)

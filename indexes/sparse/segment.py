@@ -35,10 +35,11 @@ class Segment:
     def __post_init__(self) -> None:
         self._free: list[Scratch] = []
         self._alive: np.ndarray | None = None
+        self._count = int(np.count_nonzero(self.rows >= 0))
 
     def __len__(self) -> int:
         """Rows that were not removed."""
-        return int(np.count_nonzero(self.rows >= 0))
+        return self._count
 
     def vectors(self, V: int) -> tuple[csr_matrix, np.ndarray]:
         """The vectors (or counts) of the rows that remain, float32 (m, V), and their rows, both ascending."""
@@ -71,6 +72,7 @@ class Segment:
     def renumber(self, new: np.ndarray) -> None:
         """Rows `r` become `new[r]`, -1 for those removed."""
         self.rows = np.where(self.rows >= 0, new[self.rows], -1).astype(np.int32)
+        self._count = int(np.count_nonzero(self.rows >= 0))
         self._alive = None
 
     def allowed(self, allow: np.ndarray | None) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -11,6 +13,7 @@ def main() -> None:
     """Entry point. Expected errors are one line on stderr and exit code 1; wrong usage is 2; Ctrl-C is 130."""
     from retrieval.cli.app import app
 
+    warnings.showwarning = _show_warning
     try:
         app(prog_name="retrieval")
     except SystemExit as end:
@@ -23,8 +26,14 @@ def main() -> None:
     except (ValueError, TypeError, LookupError, ImportError, OSError, RuntimeError) as error:
         if not _expected(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"error: {told}", file=sys.stderr)
         raise SystemExit(EXIT_ERROR) from None
+
+
+def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    """One line, without the place in our code, which is no business of the user's."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _expected(error: Exception) -> bool:

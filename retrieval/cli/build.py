@@ -33,7 +33,7 @@ def index(
     ann: Annotated[str, typer.Option(help="Index of the dense vectors: flat (exact), hnsw or ivfpq.")] = "flat",
     encoder_dtype: Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or int8.")] = "float32",
     analyzer: Annotated[
-        str, typer.Option(help="Of BM25: english, another language, unicode, or hf:MODEL.")
+        str, typer.Option(help="Of BM25 and LSA: english, another language, unicode, or hf:MODEL.")
     ] = "english",
     method: Annotated[str, typer.Option(help="Of BM25: lucene, robertson, atire, bm25l or bm25+.")] = "lucene",
     k1: Annotated[float, typer.Option(help="Of BM25.")] = 0.9,
@@ -56,12 +56,16 @@ def index(
     from retrieval import retriever as make
     from retrieval.collection import Collection
     from retrieval.documents import read_documents
+    from retrieval.encoders.lsa import LSA
 
+    if bm25 and dense is None and (ann, encoder_dtype) != ("flat", "float32"):
+        raise typer.BadParameter("--ann and --encoder-dtype say how --dense is made: give --dense MODEL too")
     chosen = {}
     if bm25 or dense is None:
         chosen["bm25"] = make.bm25(analyzer, method=method, k1=k1, b=b)
     if dense is not None or not bm25:
-        chosen["dense"] = make.dense(dense or "lsa", ann=ann, encoder_dtype=encoder_dtype)
+        model = LSA(analyzer=analyzer) if dense in (None, "lsa") else dense
+        chosen["dense"] = make.dense(model, ann=ann, encoder_dtype=encoder_dtype)
     documents = read_documents(data, **_reading(id_field, text_field, on_error))
     with progress(quiet) as report:
         collection = Collection.create(to, chosen)
@@ -92,7 +96,7 @@ def add(
     collection = building.open(folder)
     with progress(quiet) as report:
         count = collection.add(documents, update=update, progress=report)
-    note(f"{count:,} documents added; the collection holds {len(collection):,}")
+    note(f"{count:,} documents added{' or replaced' if update else ''}; the collection holds {len(collection):,}")
     _skipped(documents)
 
 

@@ -60,11 +60,13 @@ def evaluate(
         judgements, exclude_self, rules = data.qrels, data.exclude_self, data.rules()
         runs = _collection_runs(folder, data, index, depth + exclude_self)
     elif run and qrels is not None and folder is None and dataset is None:
+        if index or run_out:
+            raise typer.BadParameter("--index and --run-out are of a collection, not of run files")
         judgements, exclude_self, rules = evaluation.read_qrels(qrels), False, [f"Judgements: {qrels}"]
         runs = {name: evaluation.read_run(path) for name, path in _names(run).items()}
     else:
         raise typer.BadParameter("give either DIR and --dataset, or --run (once or more) and --qrels")
-    measures = tuple(measure or ("nDCG@10", "R@100", "MRR@10"))
+    measures = tuple(dict.fromkeys(measure or ("nDCG@10", "R@100", "MRR@10")))
     found = {
         name: evaluation.evaluate(own, judgements, measures, exclude_self=exclude_self) for name, own in runs.items()
     }
@@ -90,6 +92,8 @@ def _collection_runs(folder: Path, data: Any, index: list[str] | None, depth: in
     from retrieval import building
 
     with building.open(folder) as collection:
+        if not any(id in collection for grades in data.qrels.values() for id in grades):
+            note(f"warning: {folder} holds none of the documents that {data.name} judges; is it of another corpus?")
         names = index or [*collection.indexes, *(["hybrid"] if len(collection.indexes) > 1 else [])]
         return {name: collection.stage(name).run(data.queries, depth) for name in names}
 

@@ -132,6 +132,8 @@ def test_a_document_of_10_mb(tmp_path):
         ({"id": "x", "text": "y", "year": float("nan")}, "document 'x' cannot be stored"),
         ({"id": "x", "text": "y", "year": {1, 2}}, "document 'x' cannot be stored"),
         ({"id": "x", "text": "half \ud800"}, "document 'x' cannot be stored"),
+        ("corpus.jsonl", "a document is 'corpus.jsonl'; expected a Document or a mapping"),
+        (None, "a document is None"),
         (Document("x", None), "must be strings"),  # type: ignore[arg-type]
         (Document(7, "x"), "must be strings"),  # type: ignore[arg-type]
     ],
@@ -140,6 +142,19 @@ def test_documents_that_are_refused(collection, document, problem):
     with pytest.raises(CollectionError, match=problem):
         collection.add([Document("before", "x"), document])
     assert len(collection) == 10 and "before" not in collection
+
+
+@pytest.mark.parametrize("documents", ["corpus.jsonl", {"id": "x", "text": "y"}, Document("x", "y")])
+def test_one_document_or_a_path_in_place_of_several_documents(collection, documents):
+    with pytest.raises(TypeError, match=f"documents is one {type(documents).__name__}; expected several"):
+        collection.add(documents)
+
+
+@pytest.mark.parametrize("retrievers", [bm25(), {"bm25": "bm25"}, ["bm25"]])
+def test_what_is_no_mapping_of_retrievers_is_refused_before_anything_is_made(tmp_path, retrievers):
+    with pytest.raises(TypeError, match=r"retrievers are .*expected index names with retrievers"):
+        Collection.create(tmp_path / "new", retrievers)
+    assert not (tmp_path / "new").exists()
 
 
 # -- encoders that misbehave ------------------------------------------------------------------------------------------
@@ -225,9 +240,15 @@ def test_queries_that_no_term_is_left_of_find_nothing_by_words(collection, query
     assert collection["bm25"].search(query) == []
     assert collection["bm25"].search(query, explain=True) == []
     assert collection["bm25"].run({"q": query}) == {"q": {}}
-    for index in ("dense", "hybrid"):
-        for result in collection.search(query, index=index, explain=True):
-            assert np.isfinite(result.score)
+    for index in ("dense", "hybrid"):  # not all documents with one score, in the order in which they were added
+        assert collection.search(query, index=index, explain=True) == []
+
+
+def test_a_word_of_one_document_brings_no_others_along(collection):
+    collection.add([Document("rare", "zeppelin")])
+    assert ids(collection.search("zeppelin")) == ["rare"]
+    found = collection.search(["zeppelin", "wing", ""], index="dense")
+    assert [len(results) for results in found] == [0, 10, 0]
 
 
 def test_k_larger_than_the_collection(collection):

@@ -104,6 +104,19 @@ def test_index_flags(retrieval, data, tmp_path, flags, indexes):
     assert {name: part["index"]["kind"] for name, part in json.loads(out)["indexes"].items()} == indexes
 
 
+def test_the_analyzer_is_that_of_bm25_and_of_lsa(retrieval, data, tmp_path):
+    assert retrieval("index", data, "--to", tmp_path / "de.idx", "--analyzer", "german")[0] == 0
+    _, out, _ = retrieval("info", tmp_path / "de.idx", "--json")
+    analyzers = [part["encoder"]["analyzer"] for part in json.loads(out)["indexes"].values()]
+    assert analyzers == [{"kind": "unicode", "language": "german"}] * 2
+
+
+def test_a_warning_is_one_line_without_our_code(retrieval, data, tmp_path):
+    code, _, err = retrieval("index", data, "--to", tmp_path / "my.idx", "--bm25", "--analyzer", "klingon")
+    assert code == 0 and err.splitlines()[0].startswith("warning: name='klingon': no stemmer for this language")
+    assert ".py" not in err
+
+
 def test_index_reads_any_field_and_skips_bad_records_on_request(retrieval, tmp_path):
     corpus = tmp_path / "c.jsonl"
     corpus.write_text('{"key": "a", "body": "wings"}\n{"key": "b"}\nnonsense\n{"key": "c", "body": "heat"}\n')
@@ -121,7 +134,8 @@ def test_add_delete_compact(retrieval, data, tmp_path):
     assert retrieval("add", folder, more) == (0, "", "1 documents added; the collection holds 6\n")
     code, out, err = retrieval("add", folder, more)
     assert code == 1 and err.startswith("error: document id 'd6' is in the collection already") and err.count("\n") == 1
-    assert retrieval("add", folder, more, "--update") == (0, "", "1 documents added; the collection holds 6\n")
+    updated = "1 documents added or replaced; the collection holds 6\n"
+    assert retrieval("add", folder, more, "--update") == (0, "", updated)
     assert ids(retrieval("search", folder, "supersonic", "--index", "bm25", "--json")[1]) == ["d6"]
     assert retrieval("delete", folder, "d6", "d1", "nothing")[2] == "2 documents deleted; the collection holds 4\n"
     code, out, err = retrieval("compact", folder)
@@ -227,6 +241,21 @@ def test_several_systems_write_a_run_each(retrieval, built, data, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("r.*")) == ["r.trec.bm25", "r.trec.dense", "r.trec.hybrid"]
 
 
+def test_a_dataset_of_another_corpus_is_noticed(retrieval, built, data, tmp_path):
+    other = tmp_path / "other"
+    (other / "qrels").mkdir(parents=True)
+    (other / "queries.jsonl").write_text((data / "queries.jsonl").read_text())
+    (other / "qrels" / "test.tsv").write_text("q1\tunknown\t1\n")
+    code, _, err = retrieval("evaluate", built, "--dataset", other, "--index", "bm25")
+    assert code == 0
+    assert err == f"warning: {built} holds none of the documents that other judges; is it of another corpus?\n"
+
+
+def test_a_measure_asked_for_twice_is_one_column(retrieval, built, data):
+    code, out, _ = retrieval("evaluate", built, "--dataset", data, "--index", "bm25", "-m", "P@1", "-m", "P@1")
+    assert code == 0 and out.splitlines()[0].split() == ["system", "P@1"]
+
+
 # -- info, doctor, demo -----------------------------------------------------------------------------------------------
 
 
@@ -289,7 +318,10 @@ def test_help_of_every_command_has_an_example(retrieval, command):
     "arguments",
     [["serach"], ["index"], ["index", "x.jsonl"], ["search"], ["search", "d", "q", "-k", "many"], ["delete", "d"],
      ["fuse"], ["evaluate"], ["evaluate", "d"], ["evaluate", "--run", "a.trec"],
-     ["evaluate", "d", "--dataset", "x", "--run", "a", "--qrels", "b"], ["info", "d", "--nonsense"]],
+     ["evaluate", "d", "--dataset", "x", "--run", "a", "--qrels", "b"],
+     ["evaluate", "--run", "a/r.trec", "--run", "b/r.trec", "--qrels", "q", "--run-out", "o"],
+     ["evaluate", "--run", "a", "--qrels", "q", "--index", "bm25"],
+     ["index", "x.jsonl", "--to", "y", "--bm25", "--ann", "hnsw"], ["info", "d", "--nonsense"]],
 )  # fmt: skip
 def test_wrong_usage_is_2_and_says_how(retrieval, arguments):
     code, out, err = retrieval(*arguments)
@@ -316,7 +348,7 @@ def test_expected_errors_are_one_line_and_1(retrieval, built, data, tmp_path):
         ("evaluate", built, "--dataset", data, "-m", "nGCD@10"): "nGCD@10",
         ("evaluate", built, "--dataset", data, "--test", "guess"): "test must be one of",
         ("evaluate", "--run", run, "--qrels", data / "qrels" / "test.tsv"): "bad.trec:1: ",
-        ("evaluate", "--run", tmp_path / "no.trec", "--qrels", data / "qrels" / "test.tsv"): "no.trec",
+        ("evaluate", "--run", tmp_path / "no.trec", "--qrels", data / "qrels" / "test.tsv"): "no.trec: No such file",
         ("fuse", run, run, "--out", tmp_path / "o", "--method", "sum"): "bad.trec:1: ",
     }
     for arguments, message in expected.items():

@@ -93,6 +93,7 @@ BAD_LINES = [
     (b'{"id": "1", "text": "a"', "malformed JSON: .* at column"),
     (b"[1, 2]", r"expected an object, found \[1, 2\]"),
     (b'{"text": "a", "x": 1}', r"no field 'id' for an id \('_id' or 'id'\); fields seen: text, x"),
+    (b'{"text": "a", "%s": 1}' % (b"x" * 1000), "fields seen: text, " + "x" * 40 + "$"),
     (b'{"id": "1", "body": "a"}', r"no field 'text' for a text \('text' or 'contents'\); fields seen: id, body"),
     (b'{"id": 1.5, "text": "a"}', "the id in 'id' is 1.5: expected a string or an integer"),
     (b'{"id": true, "text": "a"}', "the id in 'id' is True"),

@@ -220,6 +220,13 @@ def test_k_must_be_a_positive_integer(collection, k):
         collection.search("wing", k)
 
 
+@pytest.mark.parametrize("k", [0, -1, 2.0])
+def test_k_of_a_run_must_be_a_positive_integer(collection, k):
+    for name in STAGES:
+        with pytest.raises(ValueError, match=f"k is {k!r}"):
+            stages(collection)[name].run(QUERIES, k)
+
+
 @pytest.mark.parametrize("queries", [[None], [b"wing"], ["wing", 3], 7])
 def test_queries_must_be_strings(collection, queries):
     with pytest.raises(TypeError):
