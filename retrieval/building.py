@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from retrieval.collection import Collection
-from retrieval.documents import read_documents
+from retrieval.documents import Document, read_documents
 from retrieval.retriever import Progress, Retriever, bm25, dense
 
 
 def index(
-    data: str | Path,
+    data: str | Path | Iterable[Document | Mapping[str, Any]],
     to: str | Path,
     retrievers: Mapping[str, Retriever] | None = None,
     *,
@@ -20,13 +20,13 @@ def index(
     progress: Progress | None = None,
     **reading: Any,
 ) -> Collection:
-    """Make a collection in the folder `to` from a file, a folder or an ir_datasets id.
+    """Make a collection in the folder `to` from a file, a folder, an ir_datasets id, or documents in memory.
 
     `retrievers`: index name -> retriever; by default BM25 and latent semantic analysis, which need no download and
     together make a hybrid search. `on_error` and `reading`: see `retrieval.read_documents`.
     Interrupted, it is repeated with the same call and goes on from the vectors that it had computed.
     """
-    documents = read_documents(data, on_error=on_error, **reading)
+    documents = read_documents(data, on_error=on_error, **reading) if isinstance(data, str | Path) else data
     collection = Collection.create(to, retrievers or {"bm25": bm25(), "dense": dense("lsa")})
     collection.add(documents, progress=progress)
     return collection

@@ -41,6 +41,8 @@ class Retriever:
         """
         if not len(keys):
             return
+        if progress and type(self.encoder).fit is not Encoder.fit:
+            progress("fitting", 0, 0)
         self.encoder.fit(texts)
         if not self.index.needs_fit:
             self.add(keys, texts(), progress, encodings)

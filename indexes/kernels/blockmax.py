@@ -38,6 +38,7 @@ GROUP = 8  # superblocks
 FIRST = 24  # superblocks opened in the first wave, beside one for each block that k documents fill
 TILE = 128  # groups: their superblocks' bounds (4 KB) stay in the first cache while rows are added
 LEAST = np.float32(1.2e-38)  # the smallest normal number: what a term that is there adds at least
+MOST = np.float32(3.4e38)  # bounds that overflow stop here, and stay comparable
 EPSILON = 2.0**-23
 # Ranges and places are unsigned in the inner loops: of signed ones, numba would expect to be negative at every access.
 
@@ -201,7 +202,7 @@ def fold(supers, groups, start, stop, best):
     for group in range(start, stop):
         more, highest = groups[group], np.float32(0)
         for i in range(group * GROUP, group * GROUP + GROUP):
-            supers[i] += more
+            supers[i] = min(supers[i] + more, MOST)
             highest = max(highest, supers[i])
         best[group] = highest
 
@@ -267,7 +268,7 @@ def threshold(worst, worst_id, base, slack, alpha):
         limit /= alpha
     limit -= slack
     limit -= abs(limit) * EPSILON
-    return np.float32(limit) if limit == limit else np.float32(-np.inf)
+    return np.float32(min(limit, np.float64(MOST))) if limit == limit else np.float32(-np.inf)
 
 
 @njit(nogil=True, cache=True)
@@ -317,6 +318,7 @@ def sift(groups, rest, limit, opened, count, bounds):
         highest = max(max(bounds[first], bounds[first + 1]), max(bounds[first + 2], bounds[first + 3]))
         if highest >= limit:
             less = groups[opened[i] // GROUP] - rest[opened[i] // GROUP]
+            less = less if less <= MOST else np.float32(0)
             opened[kept] = opened[i]
             for j in range(SUPER):
                 bounds[kept * SUPER + j] = bounds[first + j] - less

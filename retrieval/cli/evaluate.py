@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +39,9 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="Compare all with this system only (default: every pair).")
     ] = None,
-    depth: Annotated[int, typer.Option(help="Documents ranked per query.")] = RUN_DEPTH,
+    depth: Annotated[
+        int | None, typer.Option(help="Documents ranked per query (default: the deepest cutoff measured, 300 or more).")
+    ] = None,
     run_out: Annotated[
         Path | None, typer.Option(help="Write the run in TREC format (with several systems: FILE.NAME).")
     ] = None,
@@ -55,10 +59,13 @@ def evaluate(
     """
     import eval as evaluation
 
+    measures = tuple(dict.fromkeys(measure or ("nDCG@10", "R@100", "MRR@10")))
     if folder is not None and dataset is not None and not run and qrels is None:
         data = evaluation.load(dataset, split)
         judgements, exclude_self, rules = data.qrels, data.exclude_self, data.rules()
-        runs = _collection_runs(folder, data, index, depth + exclude_self)
+        runs = _collection_runs(
+            folder, data, index, (_deep_enough(measures) if depth is None else depth) + exclude_self
+        )
     elif run and qrels is not None and folder is None and dataset is None:
         if index or run_out:
             raise typer.BadParameter("--index and --run-out are of a collection, not of run files")
@@ -66,7 +73,6 @@ def evaluate(
         runs = {name: evaluation.read_run(path) for name, path in _names(run).items()}
     else:
         raise typer.BadParameter("give either DIR and --dataset, or --run (once or more) and --qrels")
-    measures = tuple(dict.fromkeys(measure or ("nDCG@10", "R@100", "MRR@10")))
     found = {
         name: evaluation.evaluate(own, judgements, measures, exclude_self=exclude_self) for name, own in runs.items()
     }
@@ -86,6 +92,17 @@ def evaluate(
             path = run_out if len(runs) == 1 else run_out.with_name(f"{run_out.name}.{name}")
             evaluation.write_run(own, path, tag=name)
             note(f"run written to {path}")
+
+
+def _deep_enough(measures: Sequence[str]) -> int:
+    """The depth at which a ranking is cut: what fusion looks at, or what a measure does if that is more.
+
+    Deeper would change the ranking of a hybrid, and so the measure: min-max looks at the last score.
+    """
+    from retrieval.search import FUSION_DEPTH
+
+    cutoffs = [re.search(r"@(\d+)$", name) for name in measures]
+    return max(FUSION_DEPTH, *(int(found[1]) if found else RUN_DEPTH for found in cutoffs))
 
 
 def _collection_runs(folder: Path, data: Any, index: list[str] | None, depth: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -269,11 +271,17 @@ def test_negative_weights_are_refused():
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared SPLADE vectors are not here")
 def test_splade_vectors_of_nfcorpus():
-    def read(name):
-        return sparse.load_npz(SHARED / "splade-v3-nfcorpus" / name)
+    vocabulary: dict[str, int] = {}
 
-    index, exact = BlockMaxIndex(), EagerIndex()
-    vectors, queries = read("docs.npz"), read("queries.npz")
-    for k in (10, 100):
-        assert_twins(index.add(vectors) if not len(index) else index, exact.add(vectors) if not len(exact) else exact,
-                     queries, k)  # fmt: skip
+    def read(name):
+        with gzip.open(SHARED / "splade-v3-nfcorpus" / name, "rt", encoding="utf8") as lines:
+            vectors = [json.loads(line)["vector"] for line in lines]
+        terms = [[vocabulary.setdefault(term, len(vocabulary)) for term in vector] for vector in vectors]
+        starts = np.cumsum([0, *map(len, terms)])
+        return sparse.csr_matrix((np.array([w for v in vectors for w in v.values()]), np.concatenate(terms), starts))
+
+    vectors = read("nfcorpus.splade-v3.docs.jsonl.gz")
+    queries = read("nfcorpus.test.splade_distil_cocodenser_medium.queries.jsonl.gz")
+    index, exact = BlockMaxIndex().add(vectors), EagerIndex().add(vectors)
+    for k in (10, 100, 1000):
+        assert_twins(index, exact, queries, k)
