@@ -7,11 +7,15 @@ Documents stand in an order that puts similar ones together, and are counted in 
         block        8             one maximum per term: a dense row (frequent terms) or a list (all others)
           document                 its terms and weights: the forward index
 
-    query --+-- rare terms: walk their lists ----------------> a sum per block and the best block of each superblock
-            +-- frequent heavy terms: add rows ---------------> a bound per superblock
-            +-- light terms: add rows per group --------------> a bound per group, which holds for all inside
-    then    the few best superblocks: bounds of their blocks, best blocks first: score documents -> a threshold
-    then    all other superblocks whose bound reaches the threshold, in the same way
+    query --+-- rare terms: walk their lists --------> a sum per block, and the best block of each superblock
+            +-- frequent heavy terms: add rows ------> a bound per superblock
+            +-- light terms: add rows of groups -----> a bound per group, which holds for all inside
+              = bounds of all superblocks                                             `bound_superblocks`
+    three waves of superblocks with falling bounds, all that reach the threshold:     `visit`
+        bounds of their blocks: first the rows of heavy terms, then, if these do not
+        rule them out, those of light terms too                                       `pick`, `add_parts`, `sift`
+        blocks that reach the threshold, best first: score their documents,
+        which raises the threshold                                                    `queue_blocks`, `score_queue`
 
 A maximum is one byte, rounded up, in units of its term's scale; a bound is therefore never below a score. What a
 bound decides is only whether to look: scores come from the forward index, summed in the order of the terms, and are
@@ -140,7 +144,7 @@ def arrange(found, shares, count, least, bar, rows, group_rows, scales, query, r
             else:
                 actual = 2 if shares[i] < bar and rank < group_rows else 3
             if actual == kind and shares[i] >= least:
-                ranks[place], weights[place] = rank, max(np.float32(query[rank] * scales[rank]), LEAST)
+                ranks[place], weights[place] = rank, min(max(query[rank] * scales[rank], LEAST), MOST)
                 place += 1
         ends[kind] = place
 
@@ -345,7 +349,7 @@ def queue_blocks(opened, count, allowed, limit, starts, queue, bounds):
             block, bound = opened[i] * SUPER + j, bounds[i * SUPER + j]
             if bound >= limit and (allowed.shape[0] == 0 or allowed[block]):
                 queue[kept], bounds[kept] = block, bound
-                prefetch(starts, block * BLOCK)
+                prefetch(starts, block * BLOCK)  # type: ignore[call-arg]
                 kept += 1
     for place in range(kept // 2 - 1, -1, -1):
         sink(queue, bounds, place, kept)

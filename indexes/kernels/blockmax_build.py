@@ -109,7 +109,8 @@ def quantize(starts, weights, codes, row_scales):
         highest = np.float32(0)
         for i in range(starts[row], starts[row + 1]):
             highest = max(highest, weights[i])
-        scale = max(np.float32(highest / np.float32(255)), np.float32(1.2e-38))
+        # normal numbers, and 255 of them no more than float32 holds
+        scale = min(max(highest / np.float32(255), np.float32(1.2e-38)), np.float32(1.334e36))
         row_scales[row] = scale
         for i in range(starts[row], starts[row + 1]):
             codes[i] = np.uint8(min(max(np.rint(weights[i] / scale), 1), 255))

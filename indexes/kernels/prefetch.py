@@ -29,4 +29,4 @@ def prefetch_range(array, start, stop):
     """Prefetch `array[start:stop]`, one line of 64 bytes at a time."""
     step = 64 // array.itemsize
     for i in range(start, stop, step):
-        prefetch(array, i)
+        prefetch(array, i)  # type: ignore[call-arg]  # the intrinsic's first argument is numba's

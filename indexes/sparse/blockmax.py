@@ -128,7 +128,8 @@ class BlockMaxIndex(SparseIndex):
             vectors, rows, self._ids[rows], precision=self.precision, order=self.order, counts=counts,
             threads=available_threads(),
         )  # fmt: skip
-        self._segments = [segment for segment in self._segments if segment not in merged and len(segment)] + [made]
+        kept = [segment for segment in self._segments if segment not in merged]
+        self._segments = [segment for segment in [*kept, made] if len(segment)]
         self._pending = []
 
     def _search(

@@ -30,9 +30,14 @@ def bisection(vectors: csr_matrix, units: tuple[int, ...] = (256, 32, 8), thread
     from indexes.kernels import ordering
 
     n, rng = vectors.shape[0], np.random.default_rng(SEED)
-    directions = rng.standard_normal((1 << 16, DIMENSIONS), np.float32)
+    terms = 1 << min(16, max(vectors.shape[1] - 1, 0).bit_length())  # beyond, terms share their directions
+    directions = rng.standard_normal((terms, DIMENSIONS), np.float32)
     starts, points = vectors.indptr.astype(np.int64), np.empty((n, DIMENSIONS), np.float32)
-    in_chunks(lambda a, b: ordering.project(starts, vectors.indices, vectors.data, directions, a, b, points), n, threads)
+
+    def project(a: int, b: int) -> None:
+        ordering.project(starts, vectors.indices, vectors.data, directions, a, b, points)
+
+    in_chunks(project, n, threads)
     rows = np.arange(n)
     ordering.bisect(points, rows, 0, n, np.array(units), units[-1])
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -157,7 +157,7 @@ def build(
     scales = kernels.highest(starts, terms, weights, row_scales, used)
     scales = np.nextafter(np.maximum(scales / np.float32(255), np.float32(1.2e-38)), np.float32(np.inf))
     falling = np.sort(df)[::-1][:used]
-    dense, grouped = int(np.searchsorted(-falling, -n / DENSE, "right")), int(np.searchsorted(-falling, -n / GROUPED, "right"))
+    dense, grouped = (int(np.count_nonzero(falling >= n / share)) for share in (DENSE, GROUPED))
     groups = -(-n // (BLOCK * SUPER * GROUP))
     group_rows = np.zeros((grouped, groups), np.uint8)
     super_rows = np.zeros((dense, groups * GROUP), np.uint8)
@@ -172,5 +172,3 @@ def build(
         weights, row_scales,
     )  # fmt: skip
     return Segment(arrays, rows[places].astype(np.int32), kept)
-
-

@@ -201,7 +201,8 @@ class SeismicIndex(SparseIndex):
             scratch = self._take_scratch()
             seismic.search(
                 queries.starts[a : b + 1], queries.terms, queries.weights,
-                self._lists, self._documents, self._summaries, allowed, scratch, query_cut, heap_factor, True, heap_scores[a:b], heap_ids[a:b],
+                self._lists, self._documents, self._summaries, allowed, scratch,
+                query_cut, heap_factor, True, heap_scores[a:b], heap_ids[a:b],
             )  # fmt: skip
             topk.sort_heaps(heap_scores[a:b], heap_ids[a:b])
             self._free.append(scratch)
