@@ -342,12 +342,15 @@ def add_parts(rows, rank, weight, opened, count, bounds):
 
 @njit(nogil=True, cache=True)
 def queue_blocks(opened, count, allowed, limit, starts, queue, bounds):
-    """Keep the blocks whose bounds reach `limit`, as a heap with the highest bound first. Returns how many."""
-    kept = 0
+    """Keep the blocks whose bounds reach `limit`, as a heap with the highest bound first. Returns how many.
+
+    Blocks behind the last document exist, to fill its group; what light terms may add to the group is in their bounds.
+    """
+    kept, n = 0, starts.shape[0] - 1
     for i in range(count):
         for j in range(SUPER):
             block, bound = opened[i] * SUPER + j, bounds[i * SUPER + j]
-            if bound >= limit and (allowed.shape[0] == 0 or allowed[block]):
+            if bound >= limit and block * BLOCK < n and (allowed.shape[0] == 0 or allowed[block]):
                 queue[kept], bounds[kept] = block, bound
                 prefetch(starts, block * BLOCK)  # type: ignore[call-arg]
                 kept += 1

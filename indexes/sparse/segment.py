@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ class Segment:
         """Room for one thread's queries; give it back with `give_scratch`."""
         from indexes.kernels.blockmax import Scratch
 
-        if self._free:
+        with contextlib.suppress(IndexError):  # other threads take, too
             return self._free.pop()
         arrays = self.arrays
         blocks, supers, groups = arrays.block_rows.shape[1], arrays.super_rows.shape[1], arrays.group_rows.shape[1]

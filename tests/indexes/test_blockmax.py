@@ -144,6 +144,15 @@ def test_most_blocks_are_never_looked_at():
     assert opened < 0.5 * 20000 / 32
 
 
+def test_blocks_behind_the_last_row_are_not_looked_at():
+    vectors, queries = clustered(70), clustered(20, seed=1)
+    queries.data[::3] *= 50  # the other terms are light: they are bounded by group, and lift all of its blocks
+    index = BlockMaxIndex().add(vectors)
+    hits = index.search(queries, 70, threads=1)
+    assert_same(hits, *exhaustive(vectors, queries, 70))
+    assert index._segments[0].take_scratch().work[2] <= 20 * 9
+
+
 @pytest.mark.parametrize("V", [1, 300, 200_000])
 def test_long_queries_and_one_term_queries(V):
     rng = np.random.default_rng(0)
