@@ -165,7 +165,7 @@ def check(folder, generation):
         assert all(collection.get(id) == document for id, document in held.items())
         for id, document in list(held.items())[:3]:
             assert [result.id for result in collection["bm25"].search(document.text.split()[-1])] == [id]
-        assert {result.id for result in collection["dense"].search("wing flow", 1000)} == set(held)
+        assert {result.id for result in collection["dense"].search(" ".join(WORDS), 1000)} == set(held)
 
 
 def test_killed_at_random_moments(tmp_path, forks):
