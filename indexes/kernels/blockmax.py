@@ -33,17 +33,15 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from indexes.kernels.blockmax_score import BLOCK, EPSILON, MOST, score_queue, sink, threshold
 from indexes.kernels.prefetch import prefetch, prefetch_range
-from indexes.kernels.topk import push_one
 
-BLOCK = 8  # documents
 SUPER = 4  # blocks
 GROUP = 8  # superblocks
 FIRST = 24  # superblocks opened in the first wave, beside one for each block that k documents fill
 TILE = 128  # groups: their superblocks' bounds (4 KB) stay in the first cache while rows are added
+AHEAD = 2048  # entries of each list that are asked for while rows are added
 LEAST = np.float32(1.2e-38)  # the smallest normal number: what a term that is there adds at least
-MOST = np.float32(3.4e38)  # bounds that overflow stop here, and stay comparable
-EPSILON = 2.0**-23
 # Ranges and places are unsigned in the inner loops: of signed ones, numba would expect to be negative at every access.
 
 
@@ -118,6 +116,8 @@ def search(
 def translate(terms, given, all_ranks, scales, ranks, shares, query):
     """Write down the query by rank: `query`. Returns how many of its terms documents have, and what all may add."""
     count, most = 0, 0.0
+    for i in range(terms.shape[0]):  # all at once, instead of one after the other
+        prefetch(all_ranks, terms[i])  # type: ignore[call-arg]
     for i in range(terms.shape[0]):
         rank = all_ranks[terms[i]] if terms[i] < all_ranks.shape[0] else -1
         if rank >= 0:
@@ -153,6 +153,10 @@ def arrange(found, shares, count, least, bar, rows, group_rows, scales, query, r
 def bound_superblocks(segment, scratch, ranks, weights, ends):
     """Bounds of all superblocks, and the best of each group."""
     rows, groups = segment.block_rows.shape[0], scratch.groups.shape[0]
+    for q in range(ends[2], ends[3]):  # lists are too short for the processor to see them coming
+        start, stop = segment.list_starts[ranks[q] - rows], segment.list_starts[ranks[q] - rows + 1]
+        prefetch_range(segment.list_gaps, start, min(stop, start + AHEAD))
+        prefetch_range(segment.list_maxima, start, min(stop, start + AHEAD))
     scratch.rest[:] = 0
     add_rows(segment.group_rows, ranks, weights, ends[1], ends[2], 0, groups, scratch.rest)
     scratch.groups[:] = scratch.rest
@@ -244,9 +248,13 @@ def visit(segment, scratch, allowed, ranks, weights, ends, base, slack, alpha, b
         opened = pick(scratch.supers, scratch.best, scratch.groups, scratch.blocks, max(low, LEAST), high,
                       scratch.opened, scratch.bounds)  # fmt: skip
         for q in range(ends[0]):
+            if q + 1 < ends[0]:
+                prefetch_parts(segment.block_rows, ranks[q + 1], scratch.opened, opened)
             add_parts(segment.block_rows, ranks[q], weights[q], scratch.opened, opened, scratch.bounds)
         kept = sift(scratch.groups, scratch.rest, max(limit, LEAST), scratch.opened, opened, scratch.bounds)
         for q in range(ends[0], ends[1]):
+            if q + 1 < ends[1]:
+                prefetch_parts(segment.block_rows, ranks[q + 1], scratch.opened, kept)
             add_parts(segment.block_rows, ranks[q], weights[q], scratch.opened, kept, scratch.bounds)
         count = queue_blocks(scratch.opened, kept, allowed, max(limit, LEAST), segment.starts, scratch.queue,
                              scratch.bounds)  # fmt: skip
@@ -260,19 +268,6 @@ def visit(segment, scratch, allowed, ranks, weights, ends, base, slack, alpha, b
         if left <= 0 or low <= limit:
             break
         high = low
-
-
-@njit(nogil=True, cache=True)
-def threshold(worst, worst_id, base, slack, alpha):
-    """The bound below which nothing can enter a heap with this worst entry."""
-    if worst_id < 0:
-        return np.float32(-np.inf)
-    limit = worst - np.float64(base)
-    if limit > 0:
-        limit /= alpha
-    limit -= slack
-    limit -= abs(limit) * EPSILON
-    return np.float32(min(limit, np.float64(MOST))) if limit == limit else np.float32(-np.inf)
 
 
 @njit(nogil=True, cache=True)
@@ -341,6 +336,14 @@ def add_parts(rows, rank, weight, opened, count, bounds):
 
 
 @njit(nogil=True, cache=True)
+def prefetch_parts(rows, rank, opened, count):
+    """Ask for what `add_parts` will read."""
+    row = rows[rank]
+    for i in range(count):
+        prefetch(row, opened[i] * SUPER)  # type: ignore[call-arg]
+
+
+@njit(nogil=True, cache=True)
 def queue_blocks(opened, count, allowed, limit, starts, queue, bounds):
     """Keep the blocks whose bounds reach `limit`, as a heap with the highest bound first. Returns how many.
 
@@ -357,90 +360,6 @@ def queue_blocks(opened, count, allowed, limit, starts, queue, bounds):
     for place in range(kept // 2 - 1, -1, -1):
         sink(queue, bounds, place, kept)
     return kept
-
-
-@njit(nogil=True, cache=True)
-def sink(queue, bounds, place, count):
-    """Restore the order of a heap after a change at `place`."""
-    block, bound = queue[place], bounds[place]
-    while True:
-        child = 2 * place + 1
-        if child >= count:
-            break
-        if child + 1 < count and bounds[child + 1] > bounds[child]:
-            child += 1
-        if bounds[child] <= bound:
-            break
-        queue[place], bounds[place] = queue[child], bounds[child]
-        place = child
-    queue[place], bounds[place] = block, bound
-
-
-@njit(nogil=True, cache=True)
-def score_queue(
-    starts, terms, weights, row_scales, ids, query, allowed, queue, bounds, count, most, base, slack, alpha,
-    heap_scores, heap_ids, work,
-):  # fmt: skip
-    """Score the documents of the queued blocks, best bound first, until no bound reaches the threshold.
-
-    Returns how many blocks were scored, at most `most`.
-    """
-    n, scored, scale, mask = ids.shape[0], 0, np.float32(1), 255
-    limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
-    while count and scored < most and bounds[0] >= limit:
-        block = queue[0]
-        first = block * BLOCK
-        count -= 1
-        scored += 1
-        queue[0], bounds[0] = queue[count], bounds[count]
-        if count:
-            sink(queue, bounds, 0, count)
-            ahead = queue[0] * BLOCK
-            a, b = starts[ahead], starts[min(n, ahead + BLOCK)]
-            prefetch_range(terms, a, b)
-            prefetch_range(weights, a, b)
-        if allowed.shape[0]:
-            mask = np.int64(allowed[block])
-        for row in range(first, min(n, first + BLOCK)):
-            if mask >> (row - first) & 1:
-                a, b = starts[row], starts[row + 1]
-                if row_scales.shape[0]:
-                    scale = row_scales[row]
-                if estimate(terms, weights, a, b, query) * scale >= limit:
-                    work[3] += 1
-                    score = score_row(terms, weights, a, b, scale, query)
-                    there = score != 0 or shares_term(terms, a, b, query)
-                    score += base
-                    if there and score >= heap_scores[0]:
-                        push_one(score, ids[row], heap_scores, heap_ids)
-                        limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
-    return scored
-
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def estimate(terms, weights, start, stop, query):
-    """A row's score up to rounding: summed in any order, which is what lets the compiler use wide instructions."""
-    total = np.float32(0)
-    for i in range(np.uint64(start), np.uint64(stop)):
-        total += query[terms[i]] * np.float32(weights[i])
-    return total
-
-
-@njit(nogil=True, cache=True)
-def score_row(terms, weights, start, stop, scale, query):
-    """A row's score, summed in the order of the terms: those that the query does not have add zeros."""
-    total = np.float32(0)
-    for i in range(np.uint64(start), np.uint64(stop)):
-        total += query[terms[i]] * (np.float32(weights[i]) * scale)
-    return total
-
-
-@njit(nogil=True, cache=True)
-def shares_term(terms, start, stop, query):
-    for i in range(start, stop):  # noqa: SIM110
-        if query[terms[i]] != 0:
-            return True
-    return False
 
 
 @njit(nogil=True, cache=True)

@@ -23,7 +23,7 @@ from indexes.sparse.weighting import Weighting, from_settings, weigh
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-LIGHT = 0.33  # terms below this share of a query's mean term are bounded by groups of documents only, at first
+LIGHT = 0.4  # terms below this share of a query's mean term are bounded by groups of documents only, at first
 
 
 class BlockMaxIndex(SparseIndex):
