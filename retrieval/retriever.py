@@ -10,7 +10,7 @@ import numpy as np
 
 import indexes
 from indexes.base import Hits, Index
-from retrieval.encoders.base import Encoder, load_encoder
+from retrieval.encoders.base import Encoder, batches, load_encoder
 from retrieval.errors import EncoderError
 
 BATCH = 1024  # documents encoded at once
@@ -47,13 +47,9 @@ class Retriever:
         if not self.index.needs_fit:
             self.add(keys, texts(), progress, encodings)
             return
-        vectors = list(self._encoded(texts(), len(keys), progress, encodings))
-        step = max(1, -(-len(keys) // TRAINING_SAMPLE))
-        self.index.fit(np.concatenate(vectors)[::step])
-        start = 0
-        for part in vectors:
-            self.index.add(part, keys[start : start + len(part)])
-            start += len(part)
+        vectors = np.concatenate(list(self._encoded(texts(), len(keys), progress, encodings)))
+        self.index.fit(vectors[:: max(1, -(-len(keys) // TRAINING_SAMPLE))])
+        self.index.add(vectors, keys)
 
     def add(
         self,
@@ -86,14 +82,7 @@ class Retriever:
 
             yield from Encodings(encodings, self.encoder).stream(texts)
             return
-        batch: list[str] = []
-        for text in texts:
-            batch.append(text)
-            if len(batch) == BATCH:
-                yield self.encoder.encode_documents(batch)
-                batch = []
-        if batch:
-            yield self.encoder.encode_documents(batch)
+        yield from map(self.encoder.encode_documents, batches(texts, BATCH))
 
     def remove(self, keys: np.ndarray) -> None:
         """Remove these keys; absent ones are ignored."""

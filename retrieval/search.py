@@ -7,7 +7,6 @@ Every stage answers `search` (documents, with texts) and `run` (ids and scores o
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import numpy as np
 
 from retrieval.errors import CollectionError
-from retrieval.fusion import contributions
+from retrieval.fusion import contributions, fuse
 
 if TYPE_CHECKING:
     from retrieval.collection import Collection
@@ -182,12 +181,9 @@ class Fusion(Stage):
     def rank(self, queries: Sequence[str], k: int, allowed: np.ndarray | None) -> list[Ranking]:
         with self.collection.reading():
             lists = [stage.rank(queries, max(k, self.depth), allowed) for stage in self.stages]
-        fused = []
-        for rankings in zip(*lists, strict=True):
-            parts = contributions(rankings, method=self.method, weights=self.weights)
-            order = sorted(((-math.fsum(part), key) for key, part in parts.items()))[:k]
-            fused.append({key: -negative for negative, key in order})
-        return fused
+        return [
+            dict(fuse(rankings, method=self.method, weights=self.weights, k=k)) for rankings in zip(*lists, strict=True)
+        ]
 
     def explain(self, query: str, ranking: Ranking, k: int, allowed: np.ndarray | None) -> dict[int, dict[str, Any]]:
         depth = max(k, self.depth)  # as `rank` does: a place beyond it had no part in the score

@@ -28,6 +28,7 @@ from common import finish, parser
 from scipy import sparse
 
 from indexes import BM25, BlockMaxIndex, EagerIndex, Index, SeismicIndex
+from indexes.sparse.base import stacked
 
 VOCABULARY = 30_522
 COLUMNS = (
@@ -278,7 +279,8 @@ def lexical(source: str, n: int, nq: int, rounds: int, peers: bool) -> list[list
         rng.choice(text, min(len(text), int(rng.integers(2, 11))), replace=False) for text in chosen if len(text) > 3
     ]
     questions = [" ".join(some) for some in words[:nq]]
-    counts = _stacked(bag, texts)
+    parts = [bag.encode_documents(texts[a : a + 10_000]) for a in range(0, len(texts), 10_000)]
+    counts = stacked(parts, len(bag.vocabulary))
     queries = bag.encode_queries(questions)
     weighting = BM25()
     exact = EagerIndex(weighting=weighting)
@@ -287,13 +289,6 @@ def lexical(source: str, n: int, nq: int, rounds: int, peers: bool) -> list[list
     if peers and importlib.util.find_spec("bm25s"):
         systems += bm25s_peer([bag.analyzer(text) for text in texts], [bag.analyzer(text) for text in questions])
     return measure(systems, exact, queries, rounds)
-
-
-def _stacked(bag: Any, texts: Sequence[str]) -> Any:
-    parts = [bag.encode_documents(texts[a : a + 10_000]) for a in range(0, len(texts), 10_000)]
-    for part in parts:
-        part.resize(part.shape[0], len(bag.vocabulary))
-    return sparse.vstack(parts, format="csr")
 
 
 def growth(sizes: Sequence[int], plot: Path | None) -> tuple[list[list[Any]], list[str]]:

@@ -69,9 +69,9 @@ class FaissIndex(DenseIndex):
             selector = faiss.IDSelectorBitmap(len(packed), faiss.swig_ptr(packed))
         with faiss_threads(min(threads, len(queries))):
             found, found_slots = self._faiss.search(queries, k, params=self._search_parameters(selector, **knobs))
-        row_of = np.full(self._faiss.ntotal + 1, -1, np.int64)  # the last entry serves faiss's -1
-        row_of[self._slots] = self._ids
-        ids = row_of[found_slots]
+        # slots ascend with the rows; -1, where faiss found fewer than k, is no slot
+        found_rows = np.searchsorted(self._slots, np.maximum(found_slots, self._slots[0]))
+        ids = np.where(found_slots >= 0, self._ids[found_rows], -1)
         scores = np.ascontiguousarray(-found if self.metric == "l2" else found, np.float32)
         heap_scores, heap_ids = topk.empty_heaps(len(queries), k)
         topk.push_lists(scores, ids, heap_scores, heap_ids)
@@ -113,7 +113,9 @@ class FaissIndex(DenseIndex):
             return {}
         import faiss
 
-        return {"index.faiss": int(faiss.serialize_index(self._faiss).nbytes)}
+        sizes: list[int] = []  # counted as they go by: a copy of the index could take all the memory there is
+        faiss.write_index(self._faiss, faiss.PyCallbackIOWriter(lambda part: sizes.append(len(part))))
+        return {"index.faiss": sum(sizes)}
 
 
 def faiss_metric(metric: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,9 +26,11 @@ class Queries(NamedTuple):
         return (len(self.starts) - 1,)
 
     def dot(self, values: np.ndarray) -> np.ndarray:
-        """float32 (nq,): the sum of weight times `values` (V,) over the terms of each query."""
+        """float32 (nq,): the sum of weight times `values` (V,), or (0,) for none, over the terms of each query."""
+        products = self.weights * values[self.terms] if len(values) else np.empty(0)
+        if not products.any():
+            return np.zeros(len(self.starts) - 1, np.float32)
         rows = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-        products = self.weights * values[self.terms]
         return np.bincount(rows, products, minlength=len(self.starts) - 1).astype(np.float32)
 
 
@@ -68,17 +71,32 @@ class SparseIndex(Index):
 
     def _check_queries(self, queries: Any) -> Queries:
         """Queries may name terms that no document has (they are dropped) and be narrower than V."""
-        from indexes.kernels.queries import compress
-
-        for given in (queries, None):
-            csr = self._check_vectors(queries) if given is None else given
-            if getattr(csr, "format", None) == "csr" and csr.ndim == 2 and csr.dtype.kind in "fiu":
-                with np.errstate(over="ignore"):
-                    arrays = csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data.astype(np.float32)
-                in_order, *compressed = compress(*arrays, csr.shape[1], self.V)
-                if in_order:
-                    break  # else once more, after scipy has checked and sorted them, or refused them
-        return Queries(*compressed)
+        found = _in_order(queries, self.V)
+        if found is None:  # then scipy checks and sorts them, or refuses them
+            found = _in_order(self._check_vectors(queries), self.V)
+        assert found is not None
+        return found
 
     def _shape(self) -> dict[str, Any]:
         return {"V": self.V}
+
+
+def _in_order(csr: Any, V: int) -> Queries | None:
+    """Queries that are canonical CSR already, without terms from V on; None for anything else."""
+    from indexes.kernels.queries import compress
+
+    if getattr(csr, "format", None) != "csr" or csr.ndim != 2 or csr.dtype.kind not in "fiu":
+        return None
+    with np.errstate(over="ignore"):
+        arrays = csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data.astype(np.float32)
+    in_order, *compressed = compress(*arrays, csr.shape[1], V)
+    return Queries(*compressed) if in_order else None
+
+
+def stacked(parts: Sequence[csr_matrix], V: int) -> csr_matrix:
+    """The rows of one or more matrices (n, up to V) in one (n, V). Widens `parts` themselves."""
+    from scipy.sparse import csr_matrix, vstack
+
+    for part in parts:
+        part.resize(part.shape[0], V)
+    return csr_matrix(parts[0] if len(parts) == 1 else vstack(parts, format="csr"))

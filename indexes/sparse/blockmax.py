@@ -15,7 +15,7 @@ import numpy as np
 
 from indexes.base import available_threads, in_chunks
 from indexes.errors import CorruptIndex, InvalidParameter
-from indexes.sparse.base import Queries, SparseIndex
+from indexes.sparse.base import Queries, SparseIndex, stacked
 from indexes.sparse.ordering import ORDERS
 from indexes.sparse.segment import PRECISIONS, Segment, build
 from indexes.sparse.weighting import Weighting, from_settings, weigh
@@ -100,7 +100,7 @@ class BlockMaxIndex(SparseIndex):
         sparse = [segment for segment in self._segments if 2 * len(segment) < len(segment.rows)]
         if not self._stale() and not sparse:
             return
-        from scipy.sparse import csr_matrix, vstack
+        from scipy.sparse import csr_matrix
 
         merged: list[Segment] = []
         size = sum(part.shape[0] for part in self._pending)
@@ -111,11 +111,10 @@ class BlockMaxIndex(SparseIndex):
         parts = [segment.vectors(self.V) for segment in merged]
         start = len(self._ids) - sum(part.shape[0] for part in self._pending)
         for part in self._pending:
-            part.resize(part.shape[0], self.V)
             parts.append((part, np.arange(start, start + part.shape[0])))
             start += part.shape[0]
         rows = np.concatenate([rows for _, rows in parts])
-        vectors = parts[0][0] if len(parts) == 1 else csr_matrix(vstack([part for part, _ in parts], format="csr"))
+        vectors = stacked([part for part, _ in parts], self.V)
         if (np.diff(rows) < 0).any():
             order = np.argsort(rows)
             rows, vectors = rows[order], vectors[order]
@@ -139,7 +138,7 @@ class BlockMaxIndex(SparseIndex):
 
         self._build()
         heap_scores, heap_ids = topk.empty_heaps(queries.shape[0], k)
-        base = queries.dot(self._base) if self._base.any() else np.zeros(queries.shape[0], np.float32)
+        base = queries.dot(self._base)
         alpha, query_cut, budget = float(knobs["alpha"]), knobs["query_cut"], knobs["budget"]
         segments = [(segment, segment.allowed(allow)) for segment in self._segments]
 

@@ -14,13 +14,11 @@ import numpy as np
 
 from indexes.base import in_chunks
 from indexes.errors import CorruptIndex
-from indexes.sparse.base import Queries, SparseIndex
-from indexes.sparse.weighting import Weighting, from_settings, relative_lengths
+from indexes.sparse.base import Queries, SparseIndex, stacked
+from indexes.sparse.weighting import Weighting, from_settings, weigh
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-
-CHUNK = 1 << 22  # postings weighted at once: bounds the float64 temporaries to about 100 MB
 
 
 class EagerIndex(SparseIndex):
@@ -29,7 +27,7 @@ class EagerIndex(SparseIndex):
     `weighting`: None scores by the inner product of the given weights (learned sparse vectors); `BM25(...)` or
     `TFIDF()` take the vectors for counts of terms and weigh them (statistics over all documents in the index;
     a document's length is the sum of its counts).
-    Adding and removing mark the scores as stale; they are computed once, at the next search or save.
+    Rows that are added, and all rows once some are removed, wait for the next search or save, which weighs them once.
     """
 
     kind = "eager"
@@ -37,13 +35,7 @@ class EagerIndex(SparseIndex):
     def __init__(self, *, weighting: Weighting | None = None) -> None:
         super().__init__()
         self.weighting = weighting
-        self._pending: list[csr_matrix] = []
-        self._starts = np.zeros(1, np.int64)
-        self._rows = np.empty(0, np.int32)
-        self._counts = np.empty(0, np.float32)
-        self._lengths = np.empty(0, np.float32)
-        self._scores: np.ndarray | None = self._counts
-        self._base = np.empty(0, np.float64)
+        self._clear()
 
     def parameters(self) -> dict[str, Any]:
         return {"weighting": self.weighting.settings() if self.weighting else None}
@@ -55,13 +47,11 @@ class EagerIndex(SparseIndex):
 
     def counts(self) -> csr_matrix:
         """The stored vectors by row: float32 (n, V), not to be changed."""
-        from scipy.sparse import csc_matrix, csr_matrix, vstack
+        from scipy.sparse import csc_matrix
 
         stored = csc_matrix((self._counts, self._rows, self._starts), shape=(len(self._lengths), len(self._starts) - 1))
         parts = [stored.tocsr(), *self._pending] if len(self._lengths) or not self._pending else self._pending
-        for part in parts:
-            part.resize(part.shape[0], self.V)
-        return csr_matrix(parts[0] if len(parts) == 1 else vstack(parts, format="csr"), dtype=np.float32)
+        return stacked(parts, self.V).astype(np.float32, copy=False)
 
     def explain(self, query: Any, id: int) -> list[tuple[int, float]]:
         """(term, score) of each term of `query` (1, V) that the document has, best first; they sum to its score.
@@ -73,13 +63,12 @@ class EagerIndex(SparseIndex):
         row = np.flatnonzero(self._ids == id)
         if checked.shape[0] != 1 or not len(row):
             raise ValueError(f"explain needs one query (got {checked.shape[0]}) and the id of a row (got {id!r})")
-        parts, assert_scores = [], self._scores
-        assert assert_scores is not None
+        parts = []
         for term, weight in zip(checked.terms.tolist(), checked.weights.tolist(), strict=True):
             start, stop = self._starts[term], self._starts[term + 1]
             place = start + np.searchsorted(self._rows[start:stop], row[0])
             if place < stop and self._rows[place] == row[0]:
-                parts.append((term, weight * float(assert_scores[place])))
+                parts.append((term, weight * float(self._scores[place])))
         parts.sort(key=lambda part: (-part[1], part[0]))
         everywhere = float(checked.weights @ self._base[checked.terms])
         return [*parts, (-1, everywhere)] if everywhere else parts
@@ -87,41 +76,32 @@ class EagerIndex(SparseIndex):
     def _add(self, vectors: csr_matrix, ids: np.ndarray) -> None:
         self._pending.append(vectors)
         self.V = max(self.V, vectors.shape[1])
-        self._scores = None
 
     def _remove(self, keep: np.ndarray) -> None:
-        self._store(self.counts()[keep])
-        self._scores = None
+        kept = self.counts()[keep]
+        self._clear()
+        self._pending.append(kept)
 
-    def _store(self, counts: csr_matrix) -> None:
-        from indexes.kernels.postings import transpose
-
-        self._pending = []
-        self._lengths = np.asarray(counts.sum(axis=1), np.float32).reshape(-1)
-        self._starts, self._rows, self._counts = transpose(
-            counts.indptr.astype(np.int64), counts.indices.astype(np.int32), counts.data.astype(np.float32), self.V
-        )
+    def _clear(self) -> None:
+        self._pending: list[csr_matrix] = []
+        self._starts, self._rows = np.zeros(1, np.int64), np.empty(0, np.int32)
+        self._counts, self._lengths = np.empty(0, np.float32), np.empty(0, np.float32)
+        self._scores, self._base = self._counts, np.empty(0, np.float64)
 
     def _build(self) -> None:
-        """Bring the postings and their scores up to date."""
-        if self._scores is not None:
+        """Make postings and scores of the rows that wait, together with those there are."""
+        if not self._pending:
             return
-        if self._pending:
-            self._store(self.counts())
-        df, n = np.diff(self._starts), len(self._lengths)
-        if self.weighting is None or not n:
-            self._scores, self._base = self._counts, np.zeros(len(df))
-            return
-        idf = self.weighting.idf(df, n)
-        self._base = self.weighting.nonoccurrence(idf)
-        lengths = relative_lengths(self._lengths)
-        scores = np.empty(len(self._rows), np.float32)
-        for start in range(0, len(scores), CHUNK):
-            part = slice(start, start + CHUNK)
-            terms = np.searchsorted(self._starts, np.arange(start, min(start + CHUNK, len(scores))), side="right") - 1
-            weights = self.weighting.score(self._counts[part].astype(np.float64), idf[terms], lengths[self._rows[part]])
-            scores[part] = weights - self._base[terms]
-        self._scores = scores
+        from indexes.kernels.postings import transpose
+
+        counts = self.counts()
+        starts, terms = counts.indptr.astype(np.int64), counts.indices.astype(np.int32)
+        self._starts, self._rows, self._counts = transpose(starts, terms, counts.data, self.V)
+        self._lengths = np.asarray(counts.sum(axis=1), np.float32).reshape(-1)
+        self._scores, self._base, self._pending = self._counts, np.zeros(self.V), []
+        if self.weighting is not None:
+            scores, self._base = weigh(self.weighting, counts)
+            _, _, self._scores = transpose(starts, terms, scores, self.V)
 
     def _search(
         self, queries: Queries, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
@@ -130,7 +110,7 @@ class EagerIndex(SparseIndex):
 
         self._build()
         heap_scores, heap_ids = topk.empty_heaps(queries.shape[0], k)
-        base = queries.dot(self._base) if self._base.any() else np.zeros(queries.shape[0], np.float32)
+        base = queries.dot(self._base)
         bitmap = np.empty(0, np.bool_) if allow is None else allow
 
         def work(a: int, b: int) -> None:
@@ -151,7 +131,7 @@ class EagerIndex(SparseIndex):
             "lengths": self._lengths,
             "base": self._base,
         }
-        if self.weighting is not None and self._scores is not None:
+        if self.weighting is not None:
             arrays["scores"] = self._scores
         return {"V": self.V}, arrays, {}
 

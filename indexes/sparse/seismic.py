@@ -22,8 +22,8 @@ import numpy as np
 
 from indexes.base import available_threads, in_chunks
 from indexes.errors import CorruptIndex, InvalidParameter
-from indexes.sparse.base import Queries, SparseIndex
-from indexes.sparse.ordering import DIMENSIONS, SEED
+from indexes.sparse.base import Queries, SparseIndex, stacked
+from indexes.sparse.ordering import projected
 from indexes.sparse.segment import PRECISIONS
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class SeismicIndex(SparseIndex):
 
     def _vectors(self) -> csr_matrix:
         """The stored vectors by row: float32 (n, V)."""
-        from scipy.sparse import csr_matrix, vstack
+        from scipy.sparse import csr_matrix
 
         parts = self._pending
         if self._lists is not None and self._documents is not None:
@@ -115,9 +115,7 @@ class SeismicIndex(SparseIndex):
             shape = (len(self._rows), len(self._lists.ranks))
             stored = csr_matrix((weights, names[documents.terms], documents.starts), shape=shape)
             parts = [stored[self._rows >= 0], *parts]
-        for part in parts:
-            part.resize(part.shape[0], self.V)
-        return csr_matrix(vstack(parts, format="csr") if len(parts) != 1 else parts[0])
+        return stacked(parts, self.V)
 
     def _build(self) -> None:
         """Make the lists anew if rows were added, or most were removed."""
@@ -131,7 +129,7 @@ class SeismicIndex(SparseIndex):
             self._lists = self._lists._replace(neighbors=self._graph(vectors))
 
     def _inverted(self, vectors: csr_matrix, documents: Rows, ranks: np.ndarray) -> tuple[Lists, Rows]:
-        from indexes.kernels import ordering, seismic
+        from indexes.kernels import seismic
         from indexes.kernels.postings import transpose
 
         n, used, threads = vectors.shape[0], int(ranks.max(initial=-1)) + 1, available_threads()
@@ -141,13 +139,7 @@ class SeismicIndex(SparseIndex):
         in_chunks(lambda a, b: seismic.prune(starts, weights, postings, keep, a, b), used, threads)
         places = places[keep]
         list_starts = np.concatenate([[0], np.cumsum(keep)])[starts]
-        directions = np.random.default_rng(SEED).standard_normal((1 << 16, DIMENSIONS), np.float32)
-        points = np.empty((n, DIMENSIONS), np.float32)
-
-        def project(a: int, b: int) -> None:
-            ordering.project(documents.starts, vectors.indices, vectors.data, directions, a, b, points)
-
-        in_chunks(project, n, threads)
+        points = projected(vectors, threads)
         in_chunks(lambda a, b: seismic.cluster(points, list_starts, places, self.block, a, b), used, threads)
         counts = -(-np.diff(list_starts) // self.block)
         list_blocks = np.concatenate([[0], np.cumsum(counts)])

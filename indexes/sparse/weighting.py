@@ -142,6 +142,8 @@ def relative_lengths(lengths: np.ndarray) -> np.ndarray:
 
 def weigh(weighting: Weighting, counts: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """The scores of the counts (n, V), entry by entry: float32; and `nonoccurrence`, already left out of them."""
+    if not counts.shape[0]:
+        return np.empty(0, np.float32), np.zeros(counts.shape[1])  # there is no idf among no documents
     df = np.bincount(counts.indices, minlength=counts.shape[1])
     idf = weighting.idf(df, counts.shape[0])
     base = weighting.nonoccurrence(idf)

@@ -53,8 +53,8 @@ def index(
 
         retrieval index ./scifact --to scifact.idx --bm25 --dense sentence-transformers/all-MiniLM-L6-v2 --ann hnsw
     """
+    from retrieval import building
     from retrieval import retriever as make
-    from retrieval.collection import Collection
     from retrieval.documents import read_documents
     from retrieval.encoders.lsa import LSA
 
@@ -68,8 +68,7 @@ def index(
         chosen["dense"] = make.dense(model, ann=ann, encoder_dtype=encoder_dtype)
     documents = read_documents(data, **_reading(id_field, text_field, on_error))
     with progress(quiet) as report:
-        collection = Collection.create(to, chosen)
-        collection.add(documents, progress=report)
+        collection = building.index(documents, to, chosen, progress=report)
     _describe(collection)
     _skipped(documents)
 

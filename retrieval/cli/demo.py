@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 CRANFIELD = Path(__file__).parent.parent / "cranfield"
 QUESTIONS = ("heat transfer in hypersonic flow", "flutter of thin panels", "why do wings stall")
-MEASURES = ("nDCG@10", "R@100", "MRR@10")
 
 
 def demo(
@@ -63,6 +62,7 @@ def _folder(to: Path | None) -> Iterator[Path]:
 
 def _table(collection: Collection) -> str:
     import eval as evaluation
+    from eval.measures import DEFAULT_MEASURES
     from retrieval.search import FUSION_DEPTH
 
     data = evaluation.load(CRANFIELD)
@@ -72,9 +72,9 @@ def _table(collection: Collection) -> str:
     found, speeds = {}, {}
     for name in ("bm25", "dense", "hybrid"):
         stage = collection.stage(name)
-        found[name] = evaluation.evaluate(stage.run(data.queries, FUSION_DEPTH), data.qrels, MEASURES)
+        found[name] = evaluation.evaluate(stage.run(data.queries, FUSION_DEPTH), data.qrels)
         speeds[name] = _queries_per_second(stage, list(data.queries.values()))
-    comparisons = [c for measure in MEASURES for c in evaluation.compare(found, measure)]
+    comparisons = [c for measure in DEFAULT_MEASURES for c in evaluation.compare(found, measure)]
     report = evaluation.report(found, comparisons=comparisons, rules=data.rules())
     extra = {name: [sizes[name], round(speeds[name])] for name in found}
     rows = [[*row, *own] for row, own in zip(report.rows, extra.values(), strict=True)]

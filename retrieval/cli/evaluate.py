@@ -58,8 +58,9 @@ def evaluate(
         retrieval evaluate --run A.trec --run B.trec --qrels qrels.tsv --json table.json
     """
     import eval as evaluation
+    from eval.measures import DEFAULT_MEASURES
 
-    measures = tuple(dict.fromkeys(measure or ("nDCG@10", "R@100", "MRR@10")))
+    measures = tuple(dict.fromkeys(measure or DEFAULT_MEASURES))
     if folder is not None and dataset is not None and not run and qrels is None:
         data = evaluation.load(dataset, split)
         judgements, exclude_self, rules = data.qrels, data.exclude_self, data.rules()

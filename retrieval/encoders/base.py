@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -87,3 +88,10 @@ def load_encoder(folder: str | Path, *, verify: bool = True) -> Encoder:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
         raise EncoderError(f"{folder}: no {kind} encoder can be made of what is saved here: {problem}") from problem
+
+
+def batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of up to `size` texts, read as they are asked for."""
+    remaining = iter(texts)
+    while batch := list(islice(remaining, size)):
+        yield batch

@@ -8,12 +8,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from retrieval.encoders.base import Encoder
+from retrieval.encoders.base import Encoder, batches
 
 _OURS = re.compile(r"\.?[0-9a-f]{64}\.npy(\.\d+)?")
 
@@ -45,8 +44,8 @@ class Encodings:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         identity = self._identity()
-        remaining, start = iter(texts), 0
-        while part := list(islice(remaining, self.chunk)):
+        start = 0
+        for part in batches(texts, self.chunk):
             path = self.folder / f"{_name(identity, part, start)}.npy"
             start += len(part)
             vectors = _read(path, len(part))

@@ -7,17 +7,18 @@ like documents come near to each other, so a query finds documents that share no
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexes.sparse.base import stacked
 from indexes.sparse.weighting import BM25
 from retrieval.analysis.base import Analyzer, load_analyzer
 from retrieval.analysis.base import analyzer as named_analyzer
 from retrieval.encoders.bag_of_words import BagOfWords, pack_terms, unpack_terms
-from retrieval.encoders.base import Encoder
+from retrieval.encoders.base import Encoder, batches
 from retrieval.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -57,16 +58,14 @@ class LSA(Encoder):
 
     def fit(self, texts: Callable[[], Iterable[str]]) -> LSA:
         """Learn vocabulary, weights and the decomposition from a corpus."""
-        from scipy.sparse import csr_matrix, vstack
+        from scipy.sparse import csr_matrix
 
         count = sum(1 for _ in texts())
         bag = BagOfWords(self.analyzer)
         chosen = islice(texts(), 0, None, max(1, -(-count // self.sample)))
         parts = [bag.encode_documents(batch) for batch in batches(chosen, BATCH)]
         self.fitted_on = count
-        for part in parts:
-            part.resize(part.shape[0], len(bag.vocabulary))
-        counts = vstack(parts, format="csr") if parts else csr_matrix((0, 0), dtype=np.float32)
+        counts = stacked(parts, len(bag.vocabulary)) if parts else csr_matrix((0, 0), dtype=np.float32)
         df = np.bincount(counts.indices, minlength=counts.shape[1])
         kept = np.flatnonzero(df >= min(2, df.max(initial=0)))
         self._bag = bag
@@ -150,10 +149,3 @@ def principal_directions(matrix: csr_matrix, d: int, seed: int) -> np.ndarray:
         return np.ascontiguousarray(basis @ rotation, np.float32)
     lengths = np.sqrt(np.maximum(squares[::-1][:d], 0))
     return np.ascontiguousarray(image @ (rotation / np.maximum(lengths, 1e-6 * lengths[0])), np.float32)
-
-
-def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of up to `size` items."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
