@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from indexes.kernels.blockmax import BLOCK, GROUP, SUPER
+from indexes.kernels.blockmax import BLOCK, GROUP, SUPER, TILE
 
 BRIDGE = 65535  # the longest gap that a list's entry can hold
 
@@ -57,18 +57,26 @@ def highest(starts, terms, weights, row_scales, used):
 
 
 @njit(nogil=True, cache=True)
-def count_entries(starts, terms, used, dense):
+def block_at(place):
+    """The block whose sum stands at `place`: within tiles of TILE superblocks, all first blocks come first."""
+    tile, within = place // (TILE * SUPER), place % (TILE * SUPER)
+    return tile * TILE * SUPER + within % TILE * SUPER + within // TILE
+
+
+@njit(nogil=True, cache=True)
+def count_entries(starts, terms, used, dense, places):
     """Lengths of the lists of the terms from `dense` on, bridges included: int64 (used - dense + 1,), as starts."""
     last, seen = np.zeros(used, np.int64), np.full(used, -1, np.int64)
     out = np.zeros(used - dense + 1, np.int64)
-    for row in range(starts.shape[0] - 1):
-        block = row // BLOCK
-        for i in range(starts[row], starts[row + 1]):
+    n = starts.shape[0] - 1
+    for place in range(places):
+        block = block_at(place)
+        for i in range(starts[min(n, block * BLOCK)], starts[min(n, (block + 1) * BLOCK)]):
             term = terms[i]
-            if term >= dense and seen[term] != block:
-                # bridges reach BRIDGE blocks each; what remains is the gap of the entry itself
-                out[term - dense + 1] += 1 + (block - last[term]) // BRIDGE
-                last[term] = seen[term] = block
+            if term >= dense and seen[term] != place:
+                # bridges reach BRIDGE places each; what remains is the gap of the entry itself
+                out[term - dense + 1] += 1 + (place - last[term]) // BRIDGE
+                last[term] = seen[term] = place
     for t in range(used - dense):
         out[t + 1] += out[t]
     return out
@@ -80,7 +88,8 @@ def fill(starts, terms, weights, row_scales, scales, list_starts, block_rows, su
     used, dense, grouped = scales.shape[0], block_rows.shape[0], group_rows.shape[0]
     maxima, touched = np.full(used, -np.inf, np.float32), np.empty(used, np.int64)
     last, place = np.zeros(used, np.int64), list_starts.copy()
-    for block in range((starts.shape[0] - 1 + BLOCK - 1) // BLOCK):
+    for at in range(block_rows.shape[1]):
+        block = block_at(at)
         count = block_maxima(starts, terms, weights, row_scales, block, maxima, touched)
         above, group = block // SUPER, block // (SUPER * GROUP)
         for c in range(count):
@@ -93,13 +102,13 @@ def fill(starts, terms, weights, row_scales, scales, list_starts, block_rows, su
                 block_rows[term, block] = units
                 super_rows[term, above] = max(super_rows[term, above], units)
                 continue
-            gap, p = block - last[term], place[term - dense]
+            gap, p = at - last[term], place[term - dense]
             while gap >= BRIDGE:
                 gaps[p], out[p] = BRIDGE, 0
                 gap -= BRIDGE
                 p += 1
             gaps[p], out[p] = gap, units
-            place[term - dense], last[term] = p + 1, block
+            place[term - dense], last[term] = p + 1, at
 
 
 @njit(nogil=True, cache=True)

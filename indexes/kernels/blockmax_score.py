@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from indexes.kernels.fixed_point import FULL
 from indexes.kernels.prefetch import prefetch, prefetch_range
 from indexes.kernels.topk import push_one
 
-BLOCK = 8  # documents
-MOST = np.float32(3.4e38)  # bounds that overflow stop here, and stay comparable
+BLOCK = 4  # documents
+MOST = np.float32(3.4e38)
+WAITING = 3  # blocks that are asked for before they are scored
 EPSILON = 2.0**-23
 
 
@@ -24,6 +26,12 @@ def threshold(worst, worst_id, base, slack, alpha):
     limit -= slack
     limit -= abs(limit) * EPSILON
     return np.float32(min(limit, np.float64(MOST))) if limit == limit else np.float32(-np.inf)
+
+
+@njit(nogil=True, cache=True)
+def units(limit, unit):
+    """The bound, at least 1, that all scores of `limit` or more have in units."""
+    return int(min(max(np.float64(limit) / unit, 1.0), np.float64(FULL)))
 
 
 @njit(nogil=True, cache=True)
@@ -45,28 +53,34 @@ def sink(queue, bounds, place, count):
 
 @njit(nogil=True, cache=True)
 def score_queue(
-    starts, terms, weights, row_scales, ids, query, allowed, queue, bounds, count, most, base, slack, alpha,
+    starts, terms, weights, row_scales, ids, query, allowed, queue, bounds, count, most, unit, base, slack, alpha,
     heap_scores, heap_ids, work,
 ):  # fmt: skip
     """Score the documents of the queued blocks, best bound first, until no bound reaches the threshold.
 
-    Returns how many blocks were scored, at most `most`.
+    Returns how many blocks were scored, at most `most`. Blocks wait in a ring until their memory has come.
     """
-    n, scored, scale, mask = ids.shape[0], 0, np.float32(1), 255
+    n, scored, scale, mask = ids.shape[0], 0, np.float32(1), (1 << BLOCK) - 1
     limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
-    while count and scored < most and bounds[0] >= limit:
-        block = queue[0]
-        first = block * BLOCK
-        count -= 1
-        scored += 1
-        queue[0], bounds[0] = queue[count], bounds[count]
-        if count:
+    least = units(limit, unit)
+    ring, ring_bounds, asked = np.zeros(WAITING, np.int64), np.zeros(WAITING, np.int64), 0
+    while scored < most:
+        while count and asked - scored < WAITING and bounds[0] >= least:
+            block = queue[0]
+            ring[asked % WAITING], ring_bounds[asked % WAITING] = block, bounds[0]
+            asked += 1
+            count -= 1
+            queue[0], bounds[0] = queue[count], bounds[count]
             sink(queue, bounds, 0, count)
-            ahead = queue[0] * BLOCK
-            a, b = starts[ahead], starts[min(n, ahead + BLOCK)]
-            prefetch(ids, ahead)  # type: ignore[call-arg]
+            a, b = starts[block * BLOCK], starts[min(n, block * BLOCK + BLOCK)]
+            prefetch(ids, block * BLOCK)
             prefetch_range(terms, a, b)
             prefetch_range(weights, a, b)
+        if asked == scored or ring_bounds[scored % WAITING] < least:
+            break
+        block = ring[scored % WAITING]
+        scored += 1
+        first = block * BLOCK
         if allowed.shape[0]:
             mask = np.int64(allowed[block])
         for row in range(first, min(n, first + BLOCK)):
@@ -82,6 +96,7 @@ def score_queue(
                     if there and score >= heap_scores[0]:
                         push_one(score, ids[row], heap_scores, heap_ids)
                         limit = threshold(heap_scores[0], heap_ids[0], base, slack, alpha)
+                        least = units(limit, unit)
     return scored
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import extending, njit, types
+
+intrinsic: Any = extending.intrinsic  # mypy would count the typing context among the arguments
 
 
 @intrinsic
@@ -29,4 +32,4 @@ def prefetch_range(array, start, stop):
     """Prefetch `array[start:stop]`, one line of 64 bytes at a time."""
     step = 64 // array.itemsize
     for i in range(start, stop, step):
-        prefetch(array, i)  # type: ignore[call-arg]  # the intrinsic's first argument is numba's
+        prefetch(array, i)

@@ -10,8 +10,9 @@ from numba import njit
 def compress(starts, terms, weights, width, V):
     """Drop zero weights and terms from V on; returns whether the queries are in order, and the three arrays.
 
-    In: CSR (`starts` int64 (nq + 1,), `terms` int64 below `width`, `weights` float32). Out: int64, int32, float32. In
-    order means: terms ascend within each query, weights are finite and not negative, and no index leads outside.
+    In: CSR (`starts` int32 or int64 (nq + 1,), `terms` the same, below `width`, `weights` float32). Out: int64, int32,
+    float32. In order means: terms ascend within each query, weights are finite and not negative, and no index leads
+    outside.
     """
     nq = starts.shape[0] - 1
     out_starts = np.zeros(nq + 1, np.int64)
@@ -33,4 +34,4 @@ def compress(starts, terms, weights, width, V):
                 out_terms[count], out_weights[count] = term, weight
                 count += 1
         out_starts[query + 1] = count
-    return good, out_starts, out_terms[:count].copy(), out_weights[:count].copy()
+    return good, out_starts, out_terms[:count], out_weights[:count]

@@ -75,6 +75,7 @@ def sort_heaps(heap_scores, heap_ids):
             sift_down(row_scores, row_ids, size)
 
 
-def empty_heaps(nq: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+@njit(cache=True)
+def empty_heaps(nq, k):
     """nq empty heaps of k places: scores float32 (nq, k) of -inf, ids int64 (nq, k) of -1."""
     return np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64)

@@ -9,6 +9,7 @@ import numpy as np
 
 from indexes.base import Index
 from indexes.errors import InvalidVectors
+from indexes.kernels.queries import compress
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -83,13 +84,17 @@ class SparseIndex(Index):
 
 def _in_order(csr: Any, V: int) -> Queries | None:
     """Queries that are canonical CSR already, without terms from V on; None for anything else."""
-    from indexes.kernels.queries import compress
-
-    if getattr(csr, "format", None) != "csr" or csr.ndim != 2 or csr.dtype.kind not in "fiu":
+    if getattr(csr, "format", None) != "csr" or len(csr.shape) != 2:
         return None
-    with np.errstate(over="ignore"):
-        arrays = csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data.astype(np.float32)
-    in_order, *compressed = compress(*arrays, csr.shape[1], V)
+    starts, terms, weights = csr.indptr, csr.indices, csr.data
+    if weights.dtype != np.float32:  # the usual types pass as they are: one query takes less time than its casts
+        if weights.dtype.kind not in "fiu":
+            return None
+        with np.errstate(over="ignore"):
+            weights = weights.astype(np.float32)
+    if not starts.dtype == terms.dtype == np.int32:
+        starts, terms = starts.astype(np.int64), terms.astype(np.int64)
+    in_order, *compressed = compress(starts, terms, weights, csr.shape[1], V)
     return Queries(*compressed) if in_order else None
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from indexes.base import available_threads, in_chunks
 from indexes.errors import CorruptIndex, InvalidParameter
+from indexes.kernels import blockmax, topk
 from indexes.sparse.base import Queries, SparseIndex, stacked
 from indexes.sparse.ordering import ORDERS
 from indexes.sparse.segment import PRECISIONS, Segment, build
@@ -38,7 +39,7 @@ class BlockMaxIndex(SparseIndex):
     Search parameters, each exact by default:
     `alpha`: below 1, also skips blocks whose bound times alpha is below the k-th best score so far.
     `query_cut`: let only so many of a query's heaviest terms choose the blocks; 0 for all. Scores count every term.
-    `budget`: score at most so many blocks of 8 rows per query and segment; 0 for no limit.
+    `budget`: score at most so many blocks of 4 rows per query and segment; 0 for no limit.
 
     Rows added together become a segment at the next search or save; small segments are merged into larger ones, so
     that there are few. With a `weighting` every change makes one segment of all, since it changes all scores.
@@ -49,6 +50,11 @@ class BlockMaxIndex(SparseIndex):
         "alpha": lambda value: isinstance(value, int | float) and 0 < value <= 1,
         "query_cut": lambda value: isinstance(value, int) and value >= 0,
         "budget": lambda value: isinstance(value, int) and value >= 0,
+    }
+    search_ladders = {  # noqa: RUF012
+        "alpha": (1.0, 0.98, 0.95, 0.9, 0.8),
+        "query_cut": (0, 20, 15, 12, 10, 7, 5),
+        "budget": (0, 1000, 300, 150, 80, 40),
     }
 
     def __init__(
@@ -65,6 +71,7 @@ class BlockMaxIndex(SparseIndex):
         self._settings({"alpha": alpha, "query_cut": query_cut, "budget": budget})
         self._segments: list[Segment] = []
         self._pending: list[csr_matrix] = []
+        self._changed = False
         self._base = np.empty(0, np.float64)
 
     def parameters(self) -> dict[str, Any]:
@@ -79,9 +86,11 @@ class BlockMaxIndex(SparseIndex):
 
     def _add(self, vectors: csr_matrix, ids: np.ndarray) -> None:
         self._pending.append(vectors)
+        self._changed = True
         self.V = max(self.V, vectors.shape[1])
 
     def _remove(self, keep: np.ndarray) -> None:
+        self._changed = True
         new = np.where(keep, np.cumsum(keep) - 1, -1)
         start = len(keep) - sum(part.shape[0] for part in self._pending)
         for segment in self._segments:
@@ -90,15 +99,13 @@ class BlockMaxIndex(SparseIndex):
             self._pending[i] = part[keep[start : start + part.shape[0]]]
             start += part.shape[0]
 
-    def _stale(self) -> bool:
-        """Whether the segments do not hold the rows as they should be."""
-        thinned = any(len(segment) < len(segment.rows) for segment in self._segments)
-        return bool(self._pending) or (thinned and self.weighting is not None)
-
     def _build(self) -> None:
         """Make segments of the rows added since, merged with smaller ones: sizes fall at least by half."""
+        if not self._changed:
+            return
+        self._changed = False
         sparse = [segment for segment in self._segments if 2 * len(segment) < len(segment.rows)]
-        if not self._stale() and not sparse:
+        if not self._pending and not sparse and self.weighting is None:
             return
         from scipy.sparse import csr_matrix
 
@@ -134,23 +141,19 @@ class BlockMaxIndex(SparseIndex):
     def _search(
         self, queries: Queries, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        from indexes.kernels import blockmax, topk
-
         self._build()
         heap_scores, heap_ids = topk.empty_heaps(queries.shape[0], k)
-        base = queries.dot(self._base)
         alpha, query_cut, budget = float(knobs["alpha"]), knobs["query_cut"], knobs["budget"]
         segments = [(segment, segment.allowed(allow)) for segment in self._segments]
 
         def work(a: int, b: int) -> None:
             for segment, allowed in segments:
-                scratch = segment.take_scratch()
+                workspace = segment.take_workspace()
                 blockmax.search(
-                    queries.starts[a : b + 1], queries.terms, queries.weights, base[a:b],
-                    segment.arrays, allowed, scratch,
+                    queries.starts[a : b + 1], queries.terms, queries.weights, self._base, workspace, allowed,
                     alpha, query_cut, budget, LIGHT, heap_scores[a:b], heap_ids[a:b],
                 )  # fmt: skip
-                segment.give_scratch(scratch)
+                segment.give_workspace(workspace)
             topk.sort_heaps(heap_scores[a:b], heap_ids[a:b])
 
         in_chunks(work, queries.shape[0], threads)

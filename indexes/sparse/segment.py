@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexes.base import in_chunks
+from indexes.errors import CorruptIndex
+from indexes.kernels import blockmax_build as kernels
+from indexes.kernels.blockmax import BLOCK, GROUP, SUPER, TILE, Scratch, Workspace
+from indexes.kernels.blockmax import Segment as Arrays
 from indexes.sparse.ordering import bisection
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-    from indexes.kernels.blockmax import Scratch
-    from indexes.kernels.blockmax import Segment as Arrays
-
-DENSE = 64  # a term in at least one of so many documents has dense rows of blocks and superblocks
-GROUPED = 512  # ... and of groups
+DENSE = 40  # a term in at least one of so many documents has dense rows of blocks and superblocks
+GROUPED = 256  # ... and of groups
 PRECISIONS = ("float32", "uint8")
 
 
@@ -34,7 +35,7 @@ class Segment:
     counts: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        self._free: list[Scratch] = []
+        self._free: list[Workspace] = []
         self._alive: np.ndarray | None = None
         self._count = int(np.count_nonzero(self.rows >= 0))
 
@@ -66,8 +67,11 @@ class Segment:
 
     @classmethod
     def restore(cls, named: dict[str, np.ndarray]) -> Segment:
-        from indexes.kernels.blockmax import Segment as Arrays
-
+        n, groups = len(named["rows"]), named["group_rows"].shape[1]
+        shapes = [named[name].shape[1] for name in ("super_rows", "block_rows")]
+        if shapes != [groups * GROUP, groups * GROUP * SUPER] or groups * GROUP * SUPER * BLOCK < n:
+            raise CorruptIndex(f"rows of {groups} groups, and of {shapes} superblocks and blocks, do not fit {n} rows; "
+                               "an index of an earlier release must be built anew")  # fmt: skip
         return cls(Arrays(**{name: named[name] for name in Arrays._fields}), named["rows"], named.get("counts"))
 
     def renumber(self, new: np.ndarray) -> None:
@@ -78,43 +82,41 @@ class Segment:
 
     def allowed(self, allow: np.ndarray | None) -> np.ndarray:
         """uint8 (blocks,): a bit for each document that may be returned; (0,) if all may."""
-        from indexes.kernels import blockmax_build
-
         blocks = self.arrays.block_rows.shape[1]
         if allow is not None:
             out = np.empty(blocks, np.uint8)
-            blockmax_build.allowed_bits(self.rows, allow, out)
+            kernels.allowed_bits(self.rows, allow, out)
             return out
         if self._alive is None:
             self._alive = np.empty(0, np.uint8)
             if len(self) < len(self.rows):
                 self._alive = np.empty(blocks, np.uint8)
-                blockmax_build.allowed_bits(self.rows, np.empty(0, np.bool_), self._alive)
+                kernels.allowed_bits(self.rows, np.empty(0, np.bool_), self._alive)
         return self._alive
 
-    def take_scratch(self) -> Scratch:
-        """Room for one thread's queries; give it back with `give_scratch`."""
-        from indexes.kernels.blockmax import Scratch
-
+    def take_workspace(self) -> Workspace:
+        """Room for one thread's queries; give it back with `give_workspace`."""
         with contextlib.suppress(IndexError):  # other threads take, too
             return self._free.pop()
         arrays = self.arrays
         blocks, supers, groups = arrays.block_rows.shape[1], arrays.super_rows.shape[1], arrays.group_rows.shape[1]
-        return Scratch(
+        scratch = Scratch(
             weights=np.zeros(len(arrays.scales), np.float32),
-            blocks=np.zeros(blocks, np.float32),
-            supers=np.zeros(supers, np.float32),
-            groups=np.zeros(groups, np.float32),
-            rest=np.zeros(groups, np.float32),
-            best=np.zeros(groups, np.float32),
+            blocks=np.zeros(blocks, np.uint16),
+            table=np.zeros(256, np.uint16),
+            supers=np.zeros(supers, np.uint16),
+            groups=np.zeros(groups, np.uint16),
+            rest=np.zeros(groups, np.uint16),
+            best=np.zeros(groups, np.uint16),
             opened=np.zeros(supers, np.int32),
             queue=np.zeros(blocks, np.int32),
-            bounds=np.zeros(blocks, np.float32),
+            bounds=np.zeros(blocks, np.uint16),
             work=np.zeros(4, np.int64),
         )
+        return Workspace(arrays, scratch)
 
-    def give_scratch(self, scratch: Scratch) -> None:
-        self._free.append(scratch)
+    def give_workspace(self, workspace: Workspace) -> None:
+        self._free.append(workspace)
 
 
 def build(
@@ -125,10 +127,6 @@ def build(
 
     `counts`: what the weights of `vectors` were made from, entry by entry; kept beside them.
     """
-    from indexes.kernels import blockmax_build as kernels
-    from indexes.kernels.blockmax import BLOCK, GROUP, SUPER
-    from indexes.kernels.blockmax import Segment as Arrays
-
     n, V = vectors.shape
     places = bisection(vectors, threads=threads) if order == "bisection" else np.arange(n)
     df = np.bincount(vectors.indices, minlength=V)
@@ -159,11 +157,11 @@ def build(
     scales = np.nextafter(np.maximum(scales / np.float32(255), np.float32(1.2e-38)), np.float32(np.inf))
     falling = np.sort(df)[::-1][:used]
     dense, grouped = (int(np.count_nonzero(falling >= n / share)) for share in (DENSE, GROUPED))
-    groups = -(-n // (BLOCK * SUPER * GROUP))
+    groups = -(-n // (BLOCK * SUPER * TILE)) * (TILE // GROUP)
     group_rows = np.zeros((grouped, groups), np.uint8)
     super_rows = np.zeros((dense, groups * GROUP), np.uint8)
     block_rows = np.zeros((dense, groups * GROUP * SUPER), np.uint8)
-    list_starts = kernels.count_entries(starts, terms, used, dense)
+    list_starts = kernels.count_entries(starts, terms, used, dense, groups * GROUP * SUPER)
     gaps, maxima = np.empty(list_starts[-1], np.uint16), np.empty(list_starts[-1], np.uint8)
     kernels.fill(
         starts, terms, weights, row_scales, scales, list_starts, block_rows, super_rows, group_rows, gaps, maxima

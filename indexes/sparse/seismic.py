@@ -57,6 +57,10 @@ class SeismicIndex(SparseIndex):
         "query_cut": lambda value: isinstance(value, int) and value >= 1,
         "heap_factor": lambda value: isinstance(value, int | float) and 0 <= value < np.inf,
     }
+    search_ladders = {  # noqa: RUF012
+        "query_cut": (40, 20, 15, 10, 7, 5, 3),
+        "heap_factor": (0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1),
+    }
 
     def __init__(
         self, *, postings: int | None = None, block: int = 8, energy: float = 0.4, neighbors: int = 0,

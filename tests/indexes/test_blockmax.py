@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from indexes import BM25, TFIDF, BlockMaxIndex, EagerIndex, load
-from indexes.errors import InvalidParameter, InvalidVectors
+from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
+from indexes.kernels.blockmax import BLOCK, GROUP, SUPER
+from indexes.kernels.blockmax_build import block_at
 from indexes.sparse.ordering import bisection
 from indexes.sparse.weighting import METHODS
 
@@ -139,9 +141,9 @@ def test_most_blocks_are_never_looked_at():
     index, queries = BlockMaxIndex().add(clustered(20000, clusters=400)), clustered(20, seed=1, clusters=400)
     index.search(queries, threads=1)
     (segment,) = index._segments
-    opened, scored = segment.take_scratch().work[1:3] / 20
-    assert scored < 0.2 * 20000 / 8
-    assert opened < 0.5 * 20000 / 32
+    opened, scored = segment.take_workspace().work[1:3] / 20
+    assert scored < 0.2 * 20000 / BLOCK
+    assert opened < 0.5 * 20000 / (BLOCK * SUPER)
 
 
 def test_blocks_behind_the_last_row_are_not_looked_at():
@@ -150,7 +152,7 @@ def test_blocks_behind_the_last_row_are_not_looked_at():
     index = BlockMaxIndex().add(vectors)
     hits = index.search(queries, 70, threads=1)
     assert_same(hits, *exhaustive(vectors, queries, 70))
-    assert index._segments[0].take_scratch().work[2] <= 20 * 9
+    assert index._segments[0].take_workspace().work[2] <= 20 * -(-70 // BLOCK)
 
 
 @pytest.mark.parametrize("V", [1, 300, 200_000])
@@ -170,7 +172,7 @@ def test_more_terms_than_two_bytes_number():
 
 
 def test_gaps_longer_than_two_bytes_hold():
-    n = 8 * (1 << 16) + 100
+    n = BLOCK * (1 << 17) + 100
     rows, terms = np.r_[0, np.arange(n), n - 1], np.r_[1, np.zeros(n, int), 1]
     index = BlockMaxIndex(order="insertion").add(sparse.csr_matrix((np.ones(n + 2), (rows, terms)), (n, 2)))
     hits = index.search(sparse.csr_matrix([[0.0, 1.0]]), 3)
@@ -188,7 +190,7 @@ def test_approximation_returns_true_scores_of_fewer_blocks():
         hits = index.search(queries, 10, threads=1, **knobs)
         for q, row in enumerate(hits):
             assert all(score == pytest.approx(full[id, q], rel=1e-5) for id, score in row)
-        return index._segments[0].take_scratch().work[2], hits
+        return index._segments[0].take_workspace().work[2], hits
 
     exact, best = blocks()
     for knobs in ({"alpha": 0.5}, {"budget": 3}, {"query_cut": 2, "alpha": 0.9}):
@@ -209,15 +211,16 @@ def test_maxima_bound_every_weight():
         maxima = np.zeros(arrays.block_rows.shape[1])
         if rank < rows:
             maxima[:] = arrays.block_rows[rank]
-            np.testing.assert_array_equal(arrays.super_rows[rank], maxima.reshape(-1, 4).max(1))
+            np.testing.assert_array_equal(arrays.super_rows[rank], maxima.reshape(-1, SUPER).max(1))
         else:
             part = slice(*arrays.list_starts[rank - rows : rank - rows + 2])
-            maxima[np.cumsum(arrays.list_gaps[part].astype(int))] = arrays.list_maxima[part]
+            places = np.cumsum(arrays.list_gaps[part].astype(int))
+            maxima[[block_at(place) for place in places]] = arrays.list_maxima[part]
         if rank < len(arrays.group_rows):
-            np.testing.assert_array_equal(arrays.group_rows[rank], maxima.reshape(-1, 32).max(1))
-        column = np.zeros(8 * len(maxima), np.float32)
+            np.testing.assert_array_equal(arrays.group_rows[rank], maxima.reshape(-1, SUPER * GROUP).max(1))
+        column = np.zeros(BLOCK * len(maxima), np.float32)
         column[:700] = dense[:, term]
-        highest = column.reshape(-1, 8).max(1)
+        highest = column.reshape(-1, BLOCK).max(1)
         bound = maxima * np.float64(arrays.scales[rank])
         assert (bound >= highest).all()
         assert (bound <= highest + 1.01 * arrays.scales[rank]).all()
@@ -297,3 +300,21 @@ def test_splade_vectors_of_nfcorpus():
     index, exact = BlockMaxIndex().add(vectors), EagerIndex().add(vectors)
     for k in (10, 100, 1000):
         assert_twins(index, exact, queries, k)
+
+
+def test_a_segment_of_another_layout_is_refused(tmp_path):
+    index = BlockMaxIndex().add(clustered(500))
+    index.search(clustered(1))
+    (segment,) = index._segments
+    segment.arrays = segment.arrays._replace(super_rows=np.repeat(segment.arrays.super_rows, 2, axis=1))
+    index.save(tmp_path / "odd")
+    with pytest.raises(CorruptIndex, match="earlier release"):
+        load(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("terms", [300, 40_000])
+def test_sums_that_leave_sixteen_bits_stay_bounds(terms):
+    rng = np.random.default_rng(0)
+    vectors = sparse.vstack([sparse.random(300, terms, 0.02, "csr", np.float32, rng), np.ones((2, terms))], "csr")
+    queries = sparse.csr_matrix(np.stack([np.ones(terms), 10.0 ** rng.uniform(-20, 20, terms)]), dtype=np.float32)
+    assert_twins(BlockMaxIndex().add(vectors), EagerIndex().add(vectors), queries, 20)
