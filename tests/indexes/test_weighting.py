@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from scipy import sparse
 
 from indexes import BM25, TFIDF, EagerIndex, load
 from indexes.errors import InvalidParameter
-from indexes.sparse.weighting import METHODS, from_settings, relative_lengths
+from indexes.sparse.eager import PRECISIONS
+from indexes.sparse.weighting import METHODS, Statistics, from_settings, relative_lengths
 
 WEIGHTINGS = [*(BM25(method=m) for m in METHODS), TFIDF()]
 weighting_cases = pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda w: getattr(w, "method", "tfidf"))
@@ -174,18 +177,6 @@ def test_without_weighting_scores_are_inner_products():
         assert dict(row) == pytest.approx({i: s for i, s in enumerate(truth) if s > 0}, rel=1e-5)
 
 
-@weighting_cases
-def test_explained_parts_sum_to_the_score(weighting):
-    documents = random_documents(20, 6)
-    index = EagerIndex(weighting=weighting).add(matrix(documents), ids=np.arange(20) * 3)
-    query = matrix([{1: 1, 2: 2, 5: 1}])
-    for id, score in next(iter(index.search(query, 20))):
-        parts = index.explain(query, id)
-        assert sum(part for _, part in parts) == pytest.approx(score, rel=1e-5, abs=1e-6)
-        assert {term for term, _ in parts} - {-1} == {1, 2, 5} & set(documents[id // 3])
-        assert any(term == -1 for term, _ in parts) == (getattr(weighting, "method", "") in ("bm25l", "bm25+"))
-
-
 documents_strategy = st.lists(st.dictionaries(st.integers(0, 7), st.integers(1, 300), max_size=5), max_size=4)
 steps = st.lists(
     st.one_of(
@@ -199,10 +190,10 @@ steps = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from([None, *WEIGHTINGS]), steps, st.sampled_from([1, 0.37]))
-def test_any_history_equals_a_rebuild(weighting, history, scale):
+@given(st.sampled_from([None, *WEIGHTINGS]), st.sampled_from(list(PRECISIONS)), steps, st.sampled_from([1, 0.37]))
+def test_any_history_equals_a_rebuild(weighting, precision, history, scale):
     """Scores to the bit, whatever was added, removed, saved and loaded before."""
-    index, kept, following = EagerIndex(weighting=weighting), {}, 0
+    index, kept, following = EagerIndex(weighting=weighting, precision=precision), {}, 0
     query = matrix([{0: 1, 1: 0.3, 2: 2}, {term: 1 for term in range(8)}, {5: 1, 7: 1}], V=9)
     for step, value in history:
         if step == "add":
@@ -222,7 +213,7 @@ def test_any_history_equals_a_rebuild(weighting, history, scale):
         else:
             index.search(query, 3)
     assert index.ids.tolist() == list(kept)
-    fresh = EagerIndex(weighting=weighting)
+    fresh = EagerIndex(weighting=weighting, precision=precision)
     if kept:
         fresh.add(matrix(list(kept.values()), V=8), list(kept))
     one, other = index.search(query, 20), fresh.search(query, 20)
@@ -242,15 +233,81 @@ def test_parameters_out_of_range_are_refused(wrong):
 
 
 def test_settings_make_the_same_weighting():
-    for weighting in (*WEIGHTINGS, BM25(method="bm25l", k1=1.5, b=0.1, delta=0.3)):
-        assert from_settings(weighting.settings()) == weighting
+    total = Statistics(9, np.array([0, 9, 3]), 40.5)
+    for weighting in (*WEIGHTINGS, BM25(method="bm25l", k1=1.5, b=0.1, delta=0.3), BM25(statistics=total),
+                      TFIDF(statistics=total)):  # fmt: skip
+        assert from_settings(json.loads(json.dumps(weighting.settings()))) == weighting
+    assert BM25(statistics=total) != BM25()
     for wrong in ({}, {"name": "bm26"}, {"name": "tfidf", "k1": 1}):
         with pytest.raises(InvalidParameter):
             from_settings(wrong)
 
 
 def test_relative_lengths():
-    assert relative_lengths(np.array([1, 3], np.float32)).tolist() == [0.5, 1.5]
-    assert relative_lengths(np.array([0, 0], np.float32)).tolist() == [1, 1]
-    assert relative_lengths(np.empty(0, np.float32)).tolist() == []
-    assert relative_lengths(np.array([1, 3], np.float32)).dtype == np.float64
+    def relative(*lengths):
+        of = Statistics(len(lengths), np.empty(0), sum(lengths))
+        return relative_lengths(np.array(lengths, np.float32), of)
+
+    assert relative(1, 3).tolist() == [0.5, 1.5]
+    assert relative(0, 0).tolist() == [1, 1]
+    assert relative().tolist() == []
+    assert relative(1, 3).dtype == np.float64
+    assert relative_lengths(np.array([3], np.float32), Statistics(2, [1], 12)).tolist() == [0.5]
+
+
+# -- statistics over shards --------------------------------------------------------------------------------------------
+
+
+def shards(seed: int) -> tuple[sparse.csr_matrix, list[sparse.csr_matrix]]:
+    """All counts, and the same cut in three, each only as wide as its own terms."""
+    counts = matrix(random_documents(60, seed), V=12)
+    parts = [counts[:25], counts[25:26], counts[26:]]
+    return counts, [part[:, : part.indices.max(initial=-1) + 1] for part in parts]
+
+
+@weighting_cases
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_shards_with_shared_statistics_score_as_one_index(weighting, precision, tmp_path):
+    counts, parts = shards(1)
+    statistics = Statistics.of(parts[0]) + Statistics.of(parts[1]) + Statistics.of(parts[2])
+    assert statistics == Statistics.of(counts)
+    whole = EagerIndex(weighting=weighting, precision=precision).add(counts)
+    found: list[dict[int, float]] = [{} for _ in range(13)]
+    queries = sparse.csr_matrix(np.vstack([np.eye(12), np.random.default_rng(0).random(12)]), dtype=np.float32)
+    first = 0
+    for number, part in enumerate(parts):
+        shard = EagerIndex(weighting=replace(weighting, statistics=statistics), precision=precision)
+        shard.add(part, np.arange(first, first + part.shape[0])).save(tmp_path / str(number))
+        for index in (shard, load(tmp_path / str(number))):
+            for query, hits in enumerate(index.search(queries, 60)):
+                found[query] |= dict(hits)
+        first += part.shape[0]
+    assert found == [dict(hits) for hits in whole.search(queries, 60)]
+    assert any(found)
+
+
+def test_statistics_share_an_order_that_own_ones_would_not_give():
+    counts, (one, _, _) = shards(2)
+    own, shared = (EagerIndex(weighting=BM25(statistics=s)).add(one) for s in (None, Statistics.of(counts)))
+    query = matrix([{term: 1 for term in range(12)}])
+    assert (own.search(query, 25).scores != shared.search(query, 25).scores).any()
+
+
+def test_documents_that_the_statistics_do_not_know_count():
+    old, new = matrix([{0: 1}, {1: 2}], V=2), matrix([{2: 1}] * 9)
+    query = matrix([{0: 1, 2: 1}])
+    for method in METHODS:
+        stale = EagerIndex(weighting=BM25(method=method, statistics=Statistics.of(old))).add(old).add(new)
+        fresh = EagerIndex(weighting=BM25(method=method)).add(old).add(new)
+        np.testing.assert_array_equal(stale.search(query, 11).scores, fresh.search(query, 11).scores)
+
+
+@pytest.mark.parametrize(
+    "n, df, total_length, named",
+    [(-1, [], 0, "n is -1"), (2.5, [], 0, "n is 2.5"), (3, [1, 4], 9, "df reaches from 1 to 4"),
+     (3, [-1], 9, "df reaches from -1"), (3, [1.5], 9, "df is float64"), (3, [[1]], 9, r"df is int64 \(1, 1\)"),
+     (3, [1], -1, "total_length is -1"), (3, [1], math.nan, "total_length is nan")],
+)  # fmt: skip
+def test_statistics_of_no_collection_are_refused(n, df, total_length, named):
+    with pytest.raises(InvalidParameter, match=named):
+        Statistics(n, np.array(df), total_length)
