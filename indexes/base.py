@@ -10,7 +10,7 @@ import importlib
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,10 @@ KINDS = {
     "eager": "indexes.sparse.eager:EagerIndex",
     "blockmax": "indexes.sparse.blockmax:BlockMaxIndex",
     "seismic": "indexes.sparse.seismic:SeismicIndex",
+    "hamming": "indexes.binary.hamming:HammingIndex",
+    "multi-index-hashing": "indexes.binary.multi_index:MultiIndexHashing",
+    "two-stage": "indexes.binary.two_stage:TwoStageIndex",
+    "recurrent-binary": "indexes.binary.recurrent:RecurrentBinaryIndex",
 }
 
 Self = TypeVar("Self", bound="Index")
@@ -46,6 +50,15 @@ class Hits:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def padded(self, k: int) -> Hits:
+        """With `k` places for each query, at least as many as now."""
+        nq, found = self.ids.shape
+        if found == k:
+            return self
+        scores, ids = np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64)
+        scores[:, :found], ids[:, :found] = self.scores, self.ids
+        return Hits(scores, ids)
 
     def __iter__(self) -> Iterator[list[tuple[int, float]]]:
         """For each query its (id, score) pairs, best first, without the padding."""
@@ -93,7 +106,7 @@ class Index(ABC):
         `threads`: at most so many at once; default: the cores of this process for a batch. Results do not depend on it.
         `knobs`: search parameters of the kind of index, see `search_knobs`; unknown ones raise `UnknownParameter`.
         """
-        if not isinstance(k, int | np.integer) or k < 1:
+        if not isinstance(k, (int, np.integer)) or k < 1:  # a union would be made at every call
             raise InvalidParameter(f"k is {k!r}; it must be an integer of at least 1")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InvalidParameter(f"threads is {threads!r}; it must be an integer of at least 1, or None")
@@ -101,11 +114,11 @@ class Index(ABC):
         checked = self._check_queries(queries)
         bitmap = None if allow is None else self._check_allow(allow)
         nq, found = checked.shape[0], min(int(k), len(self))
-        scores, ids = np.full((nq, int(k)), -np.inf, np.float32), np.full((nq, int(k)), -1, np.int64)
+        hits = Hits(np.empty((nq, 0), np.float32), np.empty((nq, 0), np.int64))
         if nq and found and (bitmap is None or bitmap.any()):
             workers = available_threads() if threads is None else threads
-            scores[:, :found], ids[:, :found] = self._search(checked, found, bitmap, workers, **settings)
-        return Hits(scores, ids)
+            hits = Hits(*self._search(checked, found, bitmap, workers, **settings))
+        return hits.padded(int(k))
 
     def remove(self, ids: Any) -> int:
         """Remove the vectors with these ids; ids that are not there are ignored. Returns how many were removed.
@@ -177,6 +190,9 @@ class Index(ABC):
 
     search_knobs: ClassVar[Mapping[str, Callable[[Any], bool]]] = {}
     """Search parameter -> check of its value. An index keeps the defaults as attributes of the same name."""
+
+    search_ladders: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Search parameter -> values for `indexes.tune` to try, from the safest (exact, where one is) to the fastest."""
 
     @abstractmethod
     def parameters(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class HNSWIndex(FaissIndex):
 
     kind = "hnsw"
     search_knobs: ClassVar = {"ef_search": lambda value: value is None or (isinstance(value, int) and value >= 1)}
+    search_ladders: ClassVar = {"ef_search": (1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, 24, 16)}
 
     def __init__(
         self, *, metric: str = "ip", M: int = 32, ef_construction: int = 200, ef_search: int | None = None

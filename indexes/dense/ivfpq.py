@@ -34,6 +34,7 @@ class IVFPQIndex(FaissIndex):
     kind = "ivfpq"
     needs_fit = True
     search_knobs: ClassVar = {"nprobe": lambda value: value is None or (isinstance(value, int) and value >= 1)}
+    search_ladders: ClassVar = {"nprobe": (4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)}
 
     def __init__(
         self,
