@@ -10,18 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from indexes.base import Hits, Index, load
+    from indexes.binary.hamming import HammingIndex
+    from indexes.binary.multi_index import MultiIndexHashing
+    from indexes.binary.recurrent import RecurrentBinaryIndex
+    from indexes.binary.two_stage import TwoStageIndex
     from indexes.dense.flat import FlatIndex
     from indexes.dense.hnsw import HNSWIndex
     from indexes.dense.ivfpq import IVFPQIndex
     from indexes.sparse.blockmax import BlockMaxIndex
     from indexes.sparse.eager import EagerIndex
     from indexes.sparse.seismic import SeismicIndex
-    from indexes.sparse.weighting import BM25, TFIDF
+    from indexes.sparse.weighting import BM25, TFIDF, Statistics
+    from indexes.tuning import Tuned, tune
 
 _HOME = {
     "Hits": "indexes.base",
     "Index": "indexes.base",
     "load": "indexes.base",
+    "HammingIndex": "indexes.binary.hamming",
+    "MultiIndexHashing": "indexes.binary.multi_index",
+    "RecurrentBinaryIndex": "indexes.binary.recurrent",
+    "TwoStageIndex": "indexes.binary.two_stage",
     "FlatIndex": "indexes.dense.flat",
     "HNSWIndex": "indexes.dense.hnsw",
     "IVFPQIndex": "indexes.dense.ivfpq",
@@ -30,10 +39,14 @@ _HOME = {
     "SeismicIndex": "indexes.sparse.seismic",
     "BM25": "indexes.sparse.weighting",
     "TFIDF": "indexes.sparse.weighting",
+    "Statistics": "indexes.sparse.weighting",
+    "Tuned": "indexes.tuning",
+    "tune": "indexes.tuning",
 }
 __all__ = [
-    "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "HNSWIndex", "Hits", "IVFPQIndex", "Index",
-    "SeismicIndex", "load",
+    "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "HNSWIndex", "HammingIndex", "Hits", "IVFPQIndex",
+    "Index", "MultiIndexHashing", "RecurrentBinaryIndex", "SeismicIndex", "Statistics", "Tuned", "TwoStageIndex",
+    "load", "tune",
 ]  # fmt: skip
 
 

@@ -10,9 +10,13 @@ import numpy as np
 from scipy import sparse
 
 from indexes import BM25, TFIDF, BlockMaxIndex, EagerIndex, FlatIndex, HNSWIndex, Index, IVFPQIndex, SeismicIndex
+from indexes.binary.hamming import HammingIndex
+from indexes.binary.multi_index import MultiIndexHashing
+from indexes.binary.recurrent import RecurrentBinaryIndex
+from indexes.binary.two_stage import TwoStageIndex
 from indexes.sparse.weighting import METHODS
 
-D, V = 16, 60  # width of the dense and of the sparse vectors
+D, V, BYTES = 16, 60, 5  # width of the dense, sparse and binary vectors
 
 
 @dataclass(frozen=True)
@@ -22,14 +26,17 @@ class Case:
     name: str
     make: Callable[[], Index]
     sparse: bool = False
+    binary: bool = False
     exact: bool = True  # whether it returns the very best, also among equals
 
     def vectors(self, n: int, seed: int = 0) -> Any:
         """n vectors whose scores are exact in float32: entries +-1 of D dense ones, small counts of V terms.
 
-        Term 0 is in every sparse vector, so that each answers each query. Many scores are equal.
+        Term 0 is in every sparse vector, so that each answers each query. Codes are random. Many scores are equal.
         """
         rng = np.random.default_rng(seed)
+        if self.binary:
+            return rng.integers(0, 256, (n, BYTES), np.uint8)
         if not self.sparse:
             return rng.choice([-1, 1], (n, D)).astype(np.float32)
         counts = rng.integers(1, 5, (n, V)) * (rng.random((n, V)) < 0.15)
@@ -37,8 +44,10 @@ class Case:
         return sparse.csr_matrix(counts, dtype=np.float32)
 
     def random(self, n: int, seed: int = 0) -> Any:
-        """n vectors of random numbers: hardly any scores are equal."""
+        """n vectors of random numbers: hardly any scores are equal. Distances of binary codes always are."""
         rng = np.random.default_rng(seed)
+        if self.binary:
+            return rng.integers(0, 256, (n, BYTES), np.uint8)
         if not self.sparse:
             return rng.normal(size=(n, D)).astype(np.float32)
         weights = rng.random((n, V)) * (rng.random((n, V)) < 0.15)
@@ -51,6 +60,10 @@ def fitted_ivfpq(metric: str) -> Index:
     return IVFPQIndex(metric=metric, bytes=4, nlist=3).fit(np.random.default_rng(1).normal(size=(64, D)))
 
 
+def fitted_two_stage() -> Index:
+    return TwoStageIndex().fit(np.random.default_rng(1).normal(size=(20, D)))
+
+
 CASES = [
     *(Case(f"flat-{m}-{t}", lambda m=m, t=t: FlatIndex(metric=m, dtype=t)) for m in ("ip", "cosine", "l2")
       for t in ("float32", "float16")),
@@ -59,10 +72,22 @@ CASES = [
     Case("eager", EagerIndex, sparse=True),
     *(Case(f"eager-{m}", lambda m=m: EagerIndex(weighting=BM25(method=m)), sparse=True) for m in METHODS),
     Case("eager-tfidf", lambda: EagerIndex(weighting=TFIDF()), sparse=True),
+    Case("eager-float16", lambda: EagerIndex(precision="float16"), sparse=True),
+    Case("eager-uint8", lambda: EagerIndex(precision="uint8"), sparse=True),
+    Case("eager-lucene-float16", lambda: EagerIndex(weighting=BM25(), precision="float16"), sparse=True),
+    Case("eager-bm25+-uint8", lambda: EagerIndex(weighting=BM25(method="bm25+"), precision="uint8"), sparse=True),
     Case("blockmax", BlockMaxIndex, sparse=True),
     Case("blockmax-uint8", lambda: BlockMaxIndex(precision="uint8", order="insertion"), sparse=True),
     Case("blockmax-bm25+", lambda: BlockMaxIndex(weighting=BM25(method="bm25+")), sparse=True),
     Case("seismic", SeismicIndex, sparse=True, exact=False),
     Case("seismic-all", lambda: SeismicIndex(neighbors=2, query_cut=1000, heap_factor=0), sparse=True),
     Case("seismic-uint8", lambda: SeismicIndex(block=3, precision="uint8", query_cut=1000, heap_factor=0), sparse=True),
+    Case("hamming", HammingIndex, binary=True),
+    *(Case(f"multi-index-hashing-{b}", lambda b=b: MultiIndexHashing(substring_bits=b), binary=True)
+      for b in (None, 3, 10)),
+    *(Case(f"two-stage-{m}-{r}", lambda m=m, r=r: TwoStageIndex(metric=m, rescore=r)) for m in ("ip", "cosine")
+      for r in ("code", "float16")),
+    Case("two-stage-fitted", fitted_two_stage, exact=False),
+    *(Case(f"recurrent-binary-{m}-{levels}", lambda m=m, levels=levels: RecurrentBinaryIndex(metric=m, levels=levels))
+      for m in ("ip", "cosine") for levels in (2, 4)),
 ]  # fmt: skip
