@@ -47,7 +47,8 @@ GROUP = 8  # superblocks
 FIRST = 24  # superblocks opened in the first wave, beside one for each block that k documents fill
 TILE = 32  # superblocks: their blocks' sums are stored transposed, so that their maxima are those of rows
 ROUND = 256  # groups: their superblocks' bounds (4 KB) stay in the first cache while rows are added
-AHEAD = 2048  # entries of each list that are asked for while rows are added
+SAFE = 256  # terms, at most, whose bounds add up to less than 65536: WHOLE, and two units each for rounding
+AHEAD = 512  # entries of a list that are asked for before they are read
 WHOLE = 65000  # units of what all terms of a query may add; beyond, bounds stop being told apart
 # Ranges and places are unsigned in the inner loops: of signed ones, numba would expect to be negative at every access.
 
@@ -210,7 +211,8 @@ def bound_superblocks(segment, scratch, ranks, weights, ends):
     rows, groups = segment.block_rows.shape[0], scratch.groups.shape[0]
     for q in range(ends[2], ends[3]):
         start, stop = segment.list_starts[ranks[q] - rows], segment.list_starts[ranks[q] - rows + 1]
-        walk(segment.list_gaps, segment.list_maxima, start, stop, weights[q], scratch.table, scratch.blocks)
+        walk(segment.list_gaps, segment.list_maxima, start, stop, weights[q], ends[3] > SAFE, scratch.table,
+             scratch.blocks)  # fmt: skip
         scratch.work[0] += stop - start
     scratch.rest[:] = 0
     add_rows(segment.group_rows, ranks, weights, ends[1], ends[2], 0, groups, scratch.rest)
@@ -224,14 +226,21 @@ def bound_superblocks(segment, scratch, ranks, weights, ends):
 
 
 @njit(nogil=True, cache=True)
-def walk(gaps, maxima, start, stop, weight, table, blocks):
-    """Add one term's list to the sums of its blocks."""
+def walk(gaps, maxima, start, stop, weight, full, table, blocks):
+    """Add one term's list to the sums of its blocks. `full`: sums may pass 65535, where they stop."""
     for i in range(256):
         table[i] = add_scaled(np.uint16(0), np.uint8(i), weight)
     place = np.uint64(0)
-    for i in range(np.uint64(start), np.uint64(stop)):
-        place += gaps[i]
-        blocks[place] = min(np.uint32(blocks[place]) + np.uint32(table[maxima[i]]), np.uint32(FULL))
+    for first in range(np.uint64(start), np.uint64(stop), np.uint64(64)):
+        prefetch(gaps, first + np.uint64(AHEAD))  # two lines of 64 bytes, and one of maxima
+        prefetch(gaps, first + np.uint64(AHEAD + 32))
+        prefetch(maxima, first + np.uint64(AHEAD))
+        for i in range(first, min(first + np.uint64(64), np.uint64(stop))):
+            place += gaps[i]
+            total = np.uint32(blocks[place]) + np.uint32(table[maxima[i]])
+            if full:
+                total = min(total, np.uint32(FULL))
+            blocks[place] = total
 
 
 @njit(nogil=True, cache=True)

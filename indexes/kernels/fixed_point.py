@@ -55,7 +55,8 @@ def add_scaled(typing_context, total, maximum, weight):
     """
 
     def generate(context, builder, signature, arguments):
-        return _add_scaled(builder, *arguments, ir.IntType(16))
+        total, maximum, weight = arguments
+        return _add_scaled(builder, total, maximum, weight, ir.IntType(16))
 
     return types.uint16(types.uint16, types.uint8, types.uint16), generate
 
@@ -81,7 +82,8 @@ def add_full(typing_context, a, b):
     """`a + b`, both uint16, at most 65535."""
 
     def generate(context, builder, signature, arguments):
-        return _add_full(builder, *arguments, ir.IntType(16))
+        a, b = arguments
+        return _add_full(builder, a, b, ir.IntType(16))
 
     return types.uint16(types.uint16, types.uint16), generate
 
