@@ -217,9 +217,9 @@ def _twin(indexes: Sequence[Index]) -> Index:
             return index
     for index in indexes:
         if isinstance(index, HNSWIndex) and len(index):
-            return FlatIndex(metric=index.metric).add(index._vectors(None), index.ids)
+            return FlatIndex(metric=index.metric).add(index.vectors, index.ids)
         if isinstance(index, SeismicIndex):
-            return EagerIndex().add(index._vectors(), index.ids)
+            return EagerIndex().add(index.vectors, index.ids)
     kinds = ", ".join(index.kind for index in indexes)
     raise InvalidParameter(f"exact is None, and {kinds} holds no vectors to search; give an exact index or its Hits")
 

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from retrieval.errors import CollectionError
 from retrieval.retriever import Progress, Retriever
 from retrieval.search import Fusion, Single, Stage
 from retrieval.store import NAME, Store
+
+if TYPE_CHECKING:
+    from indexes import Tuned
 
 FUSION_METHOD = "minmax"
 
@@ -152,6 +155,42 @@ class Collection:
             if name not in change.retrievers or len(change.retrievers) == 1:
                 raise CollectionError(f"cannot drop {name!r}; the indexes are: {', '.join(change.retrievers)}")
             del change.retrievers[name]
+
+    def tune(
+        self,
+        name: str,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        target_recall: float = 0.99,
+        threads: int | None = 1,
+        progress: Progress | None = None,
+    ) -> Tuned:
+        """Make the fastest search setting that finds enough on sample queries the default of index `name`.
+
+        See `indexes.tune` for the parameters, the rule of the choice and what comes back. What is right comes from an
+        exact search; where the index keeps codes instead of vectors, all documents are encoded for it once more, and
+        held in float32. Queries of which the encoder knows no word do not count.
+        Raises `CollectionError` for an unknown name and what `indexes.tune` raises; nothing is changed then.
+        """
+        from indexes import FlatIndex, tune
+        from indexes.dense.base import DenseIndex
+
+        if isinstance(queries, str):
+            raise TypeError("queries is one string; expected several, such as a list of them")
+        with self._changing() as change:
+            if name not in change.retrievers:
+                raise CollectionError(f"no index {name!r} to tune; the indexes are: {', '.join(change.retrievers)}")
+            encoder, index = change.retrievers[name].encoder, change.retrievers[name].index
+            exact = None
+            if isinstance(index, DenseIndex) and not hasattr(type(index), "vectors"):
+                twin = Retriever(encoder, FlatIndex(metric=index.metric))
+                twin.add(change.store.keys(), change.store.contents(), _named(progress, name), self._encodings(name))
+                exact = twin.index
+            vectors = encoder.encode_queries(list(queries))
+            if isinstance(vectors, np.ndarray) and encoder.similarity != "l2":
+                vectors = vectors[vectors.any(axis=1)]  # to the others, `Retriever.search` finds nothing
+            return tune(index, vectors, k, target_recall=target_recall, exact=exact, threads=threads)
 
     def compact(self, progress: Progress | None = None) -> None:
         """Build every index anew from the documents (encoders that learn are fitted again) and free disk space."""

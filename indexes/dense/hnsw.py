@@ -84,6 +84,11 @@ class HNSWIndex(FaissIndex):
             scores[short], ids[short] = self._scan(queries[short], k, rows, threads)
         return scores, ids
 
+    @property
+    def vectors(self) -> np.ndarray:
+        """The stored vectors float32 (n, d), by row, normalised if the metric is "cosine". Copied at each call."""
+        return np.empty((0, self.d or 0), np.float32) if self._faiss is None else self._vectors(None)
+
     def _vectors(self, rows: np.ndarray | None) -> np.ndarray:
         import faiss
 

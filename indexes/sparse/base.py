@@ -9,7 +9,6 @@ import numpy as np
 
 from indexes.base import Index
 from indexes.errors import InvalidVectors
-from indexes.kernels.queries import compress
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -44,6 +43,18 @@ class SparseIndex(Index):
     def __init__(self) -> None:
         super().__init__()
         self.V = 0
+
+    def describe(self) -> dict[str, Any]:
+        """As of every index; also how many postings are stored, where the index says so, and the bytes for each."""
+        described, postings = super().describe(), self._postings()
+        if postings is None:
+            return described
+        each = round(described["bytes"] / postings, 2) if postings else 0.0
+        return described | {"postings": postings, "bytes_per_posting": each}
+
+    def _postings(self) -> int | None:
+        """Weights above 0 that are stored, those of removed rows that are still there included."""
+        return None
 
     def _check_vectors(self, vectors: Any) -> csr_matrix:
         """Canonical CSR: float32 weights, int32 sorted terms, no zeros, no duplicates."""
@@ -84,6 +95,8 @@ class SparseIndex(Index):
 
 def _in_order(csr: Any, V: int) -> Queries | None:
     """Queries that are canonical CSR already, without terms from V on; None for anything else."""
+    from indexes.kernels.queries import compress
+
     if getattr(csr, "format", None) != "csr" or len(csr.shape) != 2:
         return None
     starts, terms, weights = csr.indptr, csr.indices, csr.data

@@ -103,8 +103,9 @@ class SeismicIndex(SparseIndex):
         new = np.where(keep, np.cumsum(keep) - 1, -1)
         self._rows = np.where(self._rows >= 0, new[self._rows], -1).astype(np.int32)
 
-    def _vectors(self) -> csr_matrix:
-        """The stored vectors by row: float32 (n, V)."""
+    @property
+    def vectors(self) -> csr_matrix:
+        """The stored vectors (n, V), float32 as `precision` rounded them, by row. Made at each call."""
         from scipy.sparse import csr_matrix
 
         parts = self._pending
@@ -125,7 +126,7 @@ class SeismicIndex(SparseIndex):
         """Make the lists anew if rows were added, or most were removed."""
         if not self._pending and 2 * len(self) >= len(self._rows):
             return
-        vectors = self._vectors()
+        vectors = self.vectors
         self._documents, ranks = _forward(vectors, self.precision)
         self._lists, self._summaries = self._inverted(vectors, self._documents, ranks)
         self._rows, self._pending, self._free = np.arange(len(self), dtype=np.int32), [], []

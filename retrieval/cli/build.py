@@ -1,13 +1,16 @@
-"""index, add, delete, compact."""
+"""index, add, delete, add-index, drop-index, compact."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retrieval.cli.terminal import note, progress
+
+if TYPE_CHECKING:
+    from retrieval.retriever import Retriever
 
 Data = Annotated[
     str, typer.Argument(help="A file (.jsonl, .csv, .tsv, .parquet; .gz, .zst), a folder or an ir_datasets id.")
@@ -21,23 +24,30 @@ TextFields = Annotated[
 OnError = Annotated[str, typer.Option(help="What a bad record does: raise, or skip (skipped records are counted).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
+# how an index is made
+ByBM25 = Annotated[bool, typer.Option("--bm25", help="Index by BM25.")]
+ByDense = Annotated[
+    str | None,
+    typer.Option("--dense", help="Index by a dense encoder: lsa, or a sentence-transformers model by name or path."),
+]
+Ann = Annotated[str, typer.Option(help="Index of the dense vectors: flat (exact), hnsw or ivfpq.")]
+EncoderDtype = Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or int8.")]
+AnalyzerName = Annotated[str, typer.Option(help="Of BM25 and LSA: english, another language, unicode, or hf:MODEL.")]
+Method = Annotated[str, typer.Option(help="Of BM25: lucene, robertson, atire, bm25l or bm25+.")]
+OfBM25 = Annotated[float, typer.Option(help="Of BM25.")]
+
 
 def index(
     data: Data,
     to: Annotated[Path, typer.Option(help="The folder to make.")],
-    bm25: Annotated[bool, typer.Option("--bm25", help="Index by BM25.")] = False,
-    dense: Annotated[
-        str | None,
-        typer.Option(help="Index by a dense encoder: lsa, or a sentence-transformers model by name or path."),
-    ] = None,
-    ann: Annotated[str, typer.Option(help="Index of the dense vectors: flat (exact), hnsw or ivfpq.")] = "flat",
-    encoder_dtype: Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or int8.")] = "float32",
-    analyzer: Annotated[
-        str, typer.Option(help="Of BM25 and LSA: english, another language, unicode, or hf:MODEL.")
-    ] = "english",
-    method: Annotated[str, typer.Option(help="Of BM25: lucene, robertson, atire, bm25l or bm25+.")] = "lucene",
-    k1: Annotated[float, typer.Option(help="Of BM25.")] = 0.9,
-    b: Annotated[float, typer.Option(help="Of BM25.")] = 0.4,
+    bm25: ByBM25 = False,
+    dense: ByDense = None,
+    ann: Ann = "flat",
+    encoder_dtype: EncoderDtype = "float32",
+    analyzer: AnalyzerName = "english",
+    method: Method = "lucene",
+    k1: OfBM25 = 0.9,
+    b: OfBM25 = 0.4,
     id_field: IdField = None,
     text_field: TextFields = None,
     on_error: OnError = "raise",
@@ -54,18 +64,11 @@ def index(
         retrieval index ./scifact --to scifact.idx --bm25 --dense sentence-transformers/all-MiniLM-L6-v2 --ann hnsw
     """
     from retrieval import building
-    from retrieval import retriever as make
     from retrieval.documents import read_documents
-    from retrieval.encoders.lsa import LSA
 
-    if bm25 and dense is None and (ann, encoder_dtype) != ("flat", "float32"):
-        raise typer.BadParameter("--ann and --encoder-dtype say how --dense is made: give --dense MODEL too")
-    chosen = {}
-    if bm25 or dense is None:
-        chosen["bm25"] = make.bm25(analyzer, method=method, k1=k1, b=b)
-    if dense is not None or not bm25:
-        model = LSA(analyzer=analyzer) if dense in (None, "lsa") else dense
-        chosen["dense"] = make.dense(model, ann=ann, encoder_dtype=encoder_dtype)
+    if not bm25 and dense is None:
+        bm25, dense = True, "lsa"
+    chosen = _retrievers(bm25, dense, ann, encoder_dtype, analyzer, method, k1, b)
     documents = read_documents(data, **_reading(id_field, text_field, on_error))
     with progress(quiet) as report:
         collection = building.index(documents, to, chosen, progress=report)
@@ -112,6 +115,52 @@ def delete(folder: Folder, ids: Annotated[list[str], typer.Argument(help="Ids of
     note(f"{collection.delete(ids):,} documents deleted; the collection holds {len(collection):,}")
 
 
+def add_index(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="The new index's name.")],
+    bm25: ByBM25 = False,
+    dense: ByDense = None,
+    ann: Ann = "flat",
+    encoder_dtype: EncoderDtype = "float32",
+    analyzer: AnalyzerName = "english",
+    method: Method = "lucene",
+    k1: OfBM25 = 0.9,
+    b: OfBM25 = 0.4,
+    quiet: Quiet = False,
+) -> None:
+    """Index the documents of a collection in one more way, by --bm25 or by --dense.
+
+    Interrupted, the same command goes on from the vectors computed so far.
+
+    Example:
+
+        retrieval add-index my.idx minilm --dense sentence-transformers/all-MiniLM-L6-v2 --ann hnsw
+    """
+    from retrieval import building
+
+    if bm25 == (dense is not None):
+        raise typer.BadParameter("give one of --bm25 and --dense MODEL")
+    (made,) = _retrievers(bm25, dense, ann, encoder_dtype, analyzer, method, k1, b).values()
+    collection = building.open(folder)
+    with progress(quiet) as report:
+        collection.add_index(name, made, report)
+    _describe(collection)
+
+
+def drop_index(folder: Folder, name: Annotated[str, typer.Argument(help="The index's name.")]) -> None:
+    """Remove an index of a collection; the documents stay.
+
+    Example:
+
+        retrieval drop-index my.idx minilm
+    """
+    from retrieval import building
+
+    collection = building.open(folder)
+    collection.drop_index(name)
+    note(f"index {name} dropped; the collection has: {', '.join(collection.indexes)}")
+
+
 def compact(folder: Folder, quiet: Quiet = False) -> None:
     """Build the indexes anew from the documents and give disk space back.
 
@@ -125,6 +174,24 @@ def compact(folder: Folder, quiet: Quiet = False) -> None:
         collection = building.open(folder)
         collection.compact(report)
     _describe(collection)
+
+
+def _retrievers(
+    bm25: bool, dense: str | None, ann: str, encoder_dtype: str, analyzer: str, method: str, k1: float, b: float
+) -> dict[str, Retriever]:
+    """Those that were asked for, by the names that they have in a new collection."""
+    from retrieval import retriever as make
+    from retrieval.encoders.lsa import LSA
+
+    if dense is None and (ann, encoder_dtype) != ("flat", "float32"):
+        raise typer.BadParameter("--ann and --encoder-dtype say how --dense is made: give --dense MODEL too")
+    chosen = {}
+    if bm25:
+        chosen["bm25"] = make.bm25(analyzer, method=method, k1=k1, b=b)
+    if dense is not None:
+        model = LSA(analyzer=analyzer) if dense == "lsa" else dense
+        chosen["dense"] = make.dense(model, ann=ann, encoder_dtype=encoder_dtype)
+    return chosen
 
 
 def _reading(id_field: str | None, text_fields: list[str] | None, on_error: str) -> dict[str, Any]:
@@ -146,4 +213,4 @@ def _skipped(documents: Any) -> None:
             note(f"  {reason}")
 
 
-COMMANDS = (index, add, delete, compact)
+COMMANDS = (index, add, delete, add_index, drop_index, compact)

@@ -17,7 +17,8 @@ from retrieval.cli import main
 from retrieval.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["demo", "index", "add", "delete", "compact", "search", "evaluate", "fuse", "info", "doctor"]
+COMMANDS = ["demo", "index", "add", "delete", "add-index", "drop-index", "compact", "tune", "search", "evaluate",
+            "fuse", "info", "doctor"]  # fmt: skip
 DOCUMENTS = [
     ("d1", "Wings", "the lift of a wing in flow", 1950, "en"),
     ("d2", "", "heat transfer in hypersonic flow", 1960, "en"),
@@ -140,6 +141,34 @@ def test_add_delete_compact(retrieval, data, tmp_path):
     assert retrieval("delete", folder, "d6", "d1", "nothing")[2] == "2 documents deleted; the collection holds 4\n"
     code, out, err = retrieval("compact", folder)
     assert (code, out) == (0, "") and "4 documents" in err
+    assert retrieval("info", folder, "--verify")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "kinds"),
+    [
+        (["--bm25", "--method", "bm25l", "--k1", "1.2", "--analyzer", "unicode"], ("bag-of-words", "eager")),
+        (["--dense", "lsa"], ("lsa", "flat")),
+        (["--dense", "lsa", "--ann", "hnsw", "--analyzer", "unicode", "-q"], ("lsa", "hnsw")),
+    ],
+)
+def test_an_index_is_added_and_dropped(retrieval, data, tmp_path, flags, kinds):
+    folder = tmp_path / "my.idx"
+    retrieval("index", data, "--to", folder, "--bm25")
+    code, out, err = retrieval("add-index", folder, "other", *flags)
+    assert (code, out) == (0, "") and "5 documents" in err and "  other: " in err
+    told = json.loads(retrieval("info", folder, "--json")[1])["indexes"]
+    assert list(told) == ["bm25", "other"]
+    assert (told["other"]["encoder"]["kind"], told["other"]["index"]["kind"]) == kinds
+    assert ("unicode" in flags) == (told["other"]["encoder"]["analyzer"] == {"kind": "unicode", "language": None})
+    if kinds[1] == "eager":
+        plain = told["bm25"]["index"]["weighting"]
+        assert told["other"]["index"]["weighting"] == plain | {"method": "bm25l", "k1": 1.2}
+    assert sorted(ids(retrieval("search", folder, "wing stall", "--index", "other", "--json")[1])[:2]) == ["d1", "d5"]
+    dropped = "index bm25 dropped; the collection has: other\n"
+    assert retrieval("drop-index", folder, "bm25") == (0, "", dropped)
+    code, out, err = retrieval("drop-index", folder, "other")
+    assert code == 1 and err == "error: cannot drop 'other'; the indexes are: other\n"
     assert retrieval("info", folder, "--verify")[0] == 0
 
 
@@ -305,7 +334,8 @@ def test_demo(retrieval, tmp_path):
 def test_help_lists_every_command(retrieval):
     code, out, _ = retrieval("--help")
     assert code == 0 and all(f" {command} " in out for command in COMMANDS)
-    assert sorted(COMMANDS) == sorted(command.callback.__name__ for command in app.registered_commands)
+    names = [command.callback.__name__.replace("_", "-") for command in app.registered_commands]
+    assert sorted(COMMANDS) == sorted(names)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -321,7 +351,9 @@ def test_help_of_every_command_has_an_example(retrieval, command):
      ["evaluate", "d", "--dataset", "x", "--run", "a", "--qrels", "b"],
      ["evaluate", "--run", "a/r.trec", "--run", "b/r.trec", "--qrels", "q", "--run-out", "o"],
      ["evaluate", "--run", "a", "--qrels", "q", "--index", "bm25"],
-     ["index", "x.jsonl", "--to", "y", "--bm25", "--ann", "hnsw"], ["info", "d", "--nonsense"]],
+     ["index", "x.jsonl", "--to", "y", "--bm25", "--ann", "hnsw"], ["add-index", "d"], ["add-index", "d", "name"],
+     ["add-index", "d", "name", "--bm25", "--dense", "lsa"], ["add-index", "d", "name", "--bm25", "--ann", "hnsw"],
+     ["drop-index", "d"], ["tune", "d", "--index", "dense"], ["info", "d", "--nonsense"]],
 )  # fmt: skip
 def test_wrong_usage_is_2_and_says_how(retrieval, arguments):
     code, out, err = retrieval(*arguments)
@@ -343,6 +375,13 @@ def test_expected_errors_are_one_line_and_1(retrieval, built, data, tmp_path):
         ("index", data, "--to", tmp_path / "x", "--method", "bm26"): "bm26",
         ("index", data, "--to", tmp_path / "x", "--on-error", "ignore"): "on_error='ignore'",
         ("add", tmp_path, data): "no collection here",
+        ("add-index", built, "bm25", "--bm25"): "index 'bm25' is there already",
+        ("add-index", built, "a-b", "--bm25"): "index name 'a-b'",
+        ("drop-index", built, "bm26"): "cannot drop 'bm26'; the indexes are: bm25, dense",
+        ("tune", built, "--index", "bm26", "--queries", data / "queries.jsonl"): "no index 'bm26' to tune; the indexes",
+        ("tune", built, "--index", "dense", "--queries", data / "queries.jsonl"): "queries are 2, of which 2 have",
+        ("tune", built, "--index", "dense", "--queries", tmp_path / "none.txt"): "none.txt: no such file",
+        ("tune", built, "--index", "dense", "--queries", data / "qrels"): "qrels: no such file",
         ("evaluate", built, "--dataset", tmp_path / "none"): "none",
         ("evaluate", built, "--dataset", data, "--split", "dev"): "qrels/dev.tsv",
         ("evaluate", built, "--dataset", data, "-m", "nGCD@10"): "nGCD@10",
