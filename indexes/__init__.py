@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from indexes.sparse.blockmax import BlockMaxIndex
     from indexes.sparse.eager import EagerIndex
     from indexes.sparse.seismic import SeismicIndex
+    from indexes.sparse.streaming import build_on_disk
     from indexes.sparse.weighting import BM25, TFIDF, Statistics
     from indexes.tuning import Tuned, tune
 
 _HOME = {
     "Hits": "indexes.base",
+    "build_on_disk": "indexes.sparse.streaming",
     "Index": "indexes.base",
     "load": "indexes.base",
     "HammingIndex": "indexes.binary.hamming",
@@ -46,7 +48,7 @@ _HOME = {
 __all__ = [
     "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "HNSWIndex", "HammingIndex", "Hits", "IVFPQIndex",
     "Index", "MultiIndexHashing", "RecurrentBinaryIndex", "SeismicIndex", "Statistics", "Tuned", "TwoStageIndex",
-    "load", "tune",
+    "build_on_disk", "load", "tune",
 ]  # fmt: skip
 
 

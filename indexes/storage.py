@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -34,25 +34,32 @@ OURS = re.compile(r"[^.].*-[0-9a-f]{12}\.(npy|faiss)|\..+\.[0-9]+\.tmp")
 def save(
     folder: str | Path,
     header: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray | Path],
     foreign: Mapping[str, Callable[[str], None]] | None = None,
     *,
     name: str = HEADER,
 ) -> None:
     """Write an index into `folder`, replacing the one there atomically.
 
-    `header`: JSON values (kind, parameters, n ...). `arrays`: name -> array, kept as `.npy`. `foreign`: file name ->
-    function that writes that file at a given path, for parts that another library serialises (faiss). `name`: of the
-    header file, for things beside indexes that are saved the same way (one to a folder).
+    `header`: JSON values (kind, parameters, n ...). `arrays`: name -> array, kept as `.npy`, or the path of a `.npy`
+    file on the same disk, which is moved here (for arrays larger than memory). `foreign`: file name -> function that
+    writes that file at a given path, for parts that another library serialises (faiss). `name`: of the header file,
+    for things beside indexes that are saved the same way (one to a folder).
     Raises `OSError` (disk full, folder not writeable); what the folder held before is then intact.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Any] = {}
     for part, array in arrays.items():
-        contiguous = np.ascontiguousarray(array)
-        entry = _write(folder, part, ".npy", functools.partial(_write_npy, contiguous))
-        files[part] = entry | {"dtype": contiguous.dtype.str, "shape": list(contiguous.shape)}
+        if isinstance(array, Path):
+            with open(array, "rb") as data:
+                shape, _, dtype, _ = _npy_header(data)
+            entry = _write(folder, part, ".npy", functools.partial(os.replace, array))
+        else:
+            contiguous = np.ascontiguousarray(array)
+            shape, dtype = contiguous.shape, contiguous.dtype
+            entry = _write(folder, part, ".npy", functools.partial(_write_npy, contiguous))
+        files[part] = entry | {"dtype": dtype.str, "shape": list(shape)}
     for part, write in (foreign or {}).items():
         stem, suffix = os.path.splitext(part)
         files[part] = _write(folder, stem, suffix, write)
@@ -131,16 +138,20 @@ def _write_npy(array: np.ndarray, path: str) -> None:
         out.write(array.data)  # numpy's own `tofile` loses the last bytes on a full disk without an error
 
 
+def _npy_header(data: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether by column, dtype, and the place where the numbers start."""
+    if np.lib.format.read_magic(data) != (1, 0):
+        raise ValueError("not version 1.0 of the .npy format")
+    return (*np.lib.format.read_array_header_1_0(data), data.tell())
+
+
 def _read_npy(path: Path, entry: Mapping[str, Any], mmap: bool) -> np.ndarray:
     """One array, after its own header was found to agree with `entry`."""
     with open(path, "rb") as data:
         try:
-            if np.lib.format.read_magic(data) != (1, 0):
-                raise ValueError("not version 1.0 of the .npy format")
-            shape, by_column, dtype = np.lib.format.read_array_header_1_0(data)
+            shape, by_column, dtype, start = _npy_header(data)
         except Exception as problem:  # garbage ends in whatever error numpy's parser runs into
             raise CorruptIndex(f"{path}: not a readable array ({problem})") from problem
-        start = data.tell()
         if dtype.kind not in "biuf" or by_column:
             raise CorruptIndex(f"{path}: holds {dtype.str}, by_column={by_column}; arrays hold numbers, row by row")
         if dtype.str != entry.get("dtype") or list(shape) != entry.get("shape"):

@@ -1,4 +1,8 @@
-"""Make the arrays of a block-max segment: see `indexes.kernels.blockmax` for what they are."""
+"""Make the arrays of a block-max segment: see `indexes.kernels.blockmax` for what they are.
+
+`starts`, `terms`, `weights` and `row_scales` may be those of a part of the documents that begins with a tile: what has
+to be known of the parts before is handed from call to call.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,13 @@ BRIDGE = 65535  # the longest gap that a list's entry can hold
 
 
 @njit(nogil=True, cache=True)
-def gather(starts, terms, weights, order, ranks, new_starts, new_terms, new_weights, first, stop):
-    """Copy the rows `order[first:stop]` of a CSR matrix to their places, with terms replaced by `ranks`."""
-    for place in range(first, stop):
-        row, to = order[place], new_starts[place]
-        for i in range(starts[row], starts[row + 1]):
-            new_terms[to] = ranks[terms[i]]
-            new_weights[to] = weights[i]
+def gather(starts, terms, weights, order, ranks, targets, new_terms, new_weights, first, stop):
+    """Copy the rows `order[first:stop]` of a CSR matrix to where `targets` says, with terms replaced by `ranks`."""
+    for i in range(first, stop):
+        row, to = order[i], targets[i]
+        for entry in range(starts[row], starts[row + 1]):
+            new_terms[to] = ranks[terms[entry]]
+            new_weights[to] = weights[entry]
             to += 1
 
 
@@ -46,14 +50,12 @@ def block_maxima(starts, terms, weights, row_scales, block, maxima, touched):
 
 
 @njit(nogil=True, cache=True)
-def highest(starts, terms, weights, row_scales, used):
-    """The highest absolute weight of each term: float32 (used,)."""
-    out = np.zeros(used, np.float32)
+def highest(starts, terms, weights, row_scales, out):
+    """Raise `out` float32 (used,) to the highest absolute weight of each term."""
     for row in range(starts.shape[0] - 1):
         scale = row_scales[row] if row_scales.shape[0] else np.float32(1)
         for i in range(starts[row], starts[row + 1]):
             out[terms[i]] = max(out[terms[i]], abs(np.float32(weights[i]) * scale))
-    return out
 
 
 @njit(nogil=True, cache=True)
@@ -64,33 +66,42 @@ def block_at(place):
 
 
 @njit(nogil=True, cache=True)
-def count_entries(starts, terms, used, dense, places):
-    """Lengths of the lists of the terms from `dense` on, bridges included: int64 (used - dense + 1,), as starts."""
-    last, seen = np.zeros(used, np.int64), np.full(used, -1, np.int64)
-    out = np.zeros(used - dense + 1, np.int64)
-    n = starts.shape[0] - 1
-    for place in range(places):
-        block = block_at(place)
-        for i in range(starts[min(n, block * BLOCK)], starts[min(n, (block + 1) * BLOCK)]):
-            term = terms[i]
-            if term >= dense and seen[term] != place:
-                # bridges reach BRIDGE places each; what remains is the gap of the entry itself
-                out[term - dense + 1] += 1 + (place - last[term]) // BRIDGE
-                last[term] = seen[term] = place
-    for t in range(used - dense):
-        out[t + 1] += out[t]
-    return out
+def places(rows):
+    """How many places the blocks of so many documents have: whole tiles."""
+    tile = BLOCK * SUPER * TILE
+    return (rows + tile - 1) // tile * TILE * SUPER
 
 
 @njit(nogil=True, cache=True)
-def fill(starts, terms, weights, row_scales, scales, list_starts, block_rows, super_rows, group_rows, gaps, out):
-    """Fill the rows (zero before) and the lists (`gaps`, `out`) with quantised maxima."""
+def count_entries(starts, terms, first, dense, last, out):
+    """Add to `out` int64 (used - dense,) how many entries the lists of the terms from `dense` on get, with bridges.
+
+    `first`: the place of the first block. `last` int64 (used,): the place of each term's last entry, -1 before any.
+    """
+    n = starts.shape[0] - 1
+    for at in range(places(n)):
+        block, place = block_at(at), first + at
+        for i in range(starts[min(n, block * BLOCK)], starts[min(n, (block + 1) * BLOCK)]):
+            term = terms[i]
+            if term >= dense and last[term] != place:
+                # bridges reach BRIDGE places each; what remains is the gap of the entry itself
+                out[term - dense] += 1 + (place - max(last[term], 0)) // BRIDGE
+                last[term] = place
+
+
+@njit(nogil=True, cache=True)
+def fill(
+    starts, terms, weights, row_scales, scales, first, last, ends, block_rows, super_rows, group_rows, gaps, out
+):  # fmt: skip
+    """Fill the rows (zero before) and the lists (`gaps`, `out`) with quantised maxima.
+
+    `first`, `last`: as in `count_entries`. `ends` int64 (used - dense,): where the next entry of each list goes.
+    """
     used, dense, grouped = scales.shape[0], block_rows.shape[0], group_rows.shape[0]
     maxima, touched = np.full(used, -np.inf, np.float32), np.empty(used, np.int64)
-    last, place = np.zeros(used, np.int64), list_starts.copy()
-    for at in range(block_rows.shape[1]):
-        block = block_at(at)
-        count = block_maxima(starts, terms, weights, row_scales, block, maxima, touched)
+    for at in range(places(starts.shape[0] - 1)):
+        count = block_maxima(starts, terms, weights, row_scales, block_at(at), maxima, touched)
+        place, block = first + at, first + block_at(at)
         above, group = block // SUPER, block // (SUPER * GROUP)
         for c in range(count):
             term = touched[c]
@@ -102,13 +113,13 @@ def fill(starts, terms, weights, row_scales, scales, list_starts, block_rows, su
                 block_rows[term, block] = units
                 super_rows[term, above] = max(super_rows[term, above], units)
                 continue
-            gap, p = at - last[term], place[term - dense]
+            gap, p = place - max(last[term], 0), ends[term - dense]
             while gap >= BRIDGE:
                 gaps[p], out[p] = BRIDGE, 0
                 gap -= BRIDGE
                 p += 1
             gaps[p], out[p] = gap, units
-            place[term - dense], last[term] = p + 1, at
+            ends[term - dense], last[term] = p + 1, place
 
 
 @njit(nogil=True, cache=True)

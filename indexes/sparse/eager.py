@@ -177,6 +177,9 @@ class EagerIndex(SparseIndex):
         """Whether the impacts are anything but the given vectors."""
         return self.weighting is not None or self.precision != "float32"
 
+    def _postings(self) -> int:
+        return len(self._rows)
+
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
         self._build()
         arrays: dict[str, np.ndarray] = {

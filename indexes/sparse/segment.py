@@ -13,11 +13,12 @@ from indexes.errors import CorruptIndex
 from indexes.kernels import blockmax_build as kernels
 from indexes.kernels.blockmax import BLOCK, GROUP, SUPER, TILE, Scratch, Workspace
 from indexes.kernels.blockmax import Segment as Arrays
-from indexes.sparse.ordering import bisection
+from indexes.sparse.ordering import arrange
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+PART = BLOCK * SUPER * TILE  # documents of a tile
 DENSE = 40  # a term in at least one of so many documents has dense rows of blocks and superblocks
 GROUPED = 256  # ... and of groups
 PRECISIONS = ("float32", "uint8")
@@ -119,6 +120,74 @@ class Segment:
         self._free.append(workspace)
 
 
+class Layout:
+    """How documents with document frequencies `df` int64 (V,) are laid out; says what `Segment` needs beside them.
+
+    The documents pass by twice, in their order, all at once or in parts of multiples of `PART`: `measure` sees them
+    first, and `fill` once all are `measured`. Both get a part's `starts` int64 (m + 1,), which begin at 0, its `terms`
+    (ranks, of the dtype `terms`) and weights, and how many documents came before: `first`.
+    """
+
+    def __init__(self, df: np.ndarray, n: int, precision: str) -> None:
+        self.precision = precision
+        used = int(np.count_nonzero(df))
+        frequent = np.argsort(-df, kind="stable")[:used]
+        self.ranks = np.full(len(df), -1, np.int32)
+        self.ranks[frequent] = np.arange(used)
+        self.terms = np.uint16 if used <= 1 << 16 else np.int32
+        self._dense, self._grouped = (int(np.count_nonzero(df[frequent] >= n / share)) for share in (DENSE, GROUPED))
+        self._blocks = kernels.places(n)
+        self._highest, self._last = np.zeros(used, np.float32), np.full(used, -1, np.int64)
+        self._entries = np.zeros(used - self._dense, np.int64)
+
+    def measure(
+        self, starts: np.ndarray, terms: np.ndarray, weights: np.ndarray, first: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The weights (float32 here) as they are stored, and the `row_scales` of their documents."""
+        row_scales = np.empty(0, np.float32)
+        if self.precision == "uint8":
+            exact, weights, row_scales = weights, np.empty(len(terms), np.uint8), np.empty(len(starts) - 1, np.float32)
+            kernels.quantize(starts, exact, weights, row_scales)
+        kernels.highest(starts, terms, weights, row_scales, self._highest)
+        kernels.count_entries(starts, terms, first // BLOCK, self._dense, self._last, self._entries)
+        return weights, row_scales
+
+    def measured(self) -> None:
+        """Settle what follows from all documents: `scales`, `list_starts`, and the `shapes` of the arrays to fill."""
+        least = np.float32(1.2e-38)
+        self.scales = np.nextafter(np.maximum(self._highest / np.float32(255), least), np.float32(np.inf))
+        self.list_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._entries)])
+        self._ends, entries = self.list_starts[:-1].copy(), (int(self.list_starts[-1]),)
+        self._last[:] = -1
+        self.shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+            "block_rows": ((self._dense, self._blocks), np.uint8),
+            "super_rows": ((self._dense, self._blocks // SUPER), np.uint8),
+            "group_rows": ((self._grouped, self._blocks // (SUPER * GROUP)), np.uint8),
+            "list_gaps": (entries, np.uint16),
+            "list_maxima": (entries, np.uint8),
+        }
+
+    def fill(
+        self, starts: np.ndarray, terms: np.ndarray, weights: np.ndarray, row_scales: np.ndarray,
+        maxima: dict[str, np.ndarray], first: int = 0,
+    ) -> None:  # fmt: skip
+        """Put the maxima of a part into arrays of `shapes`, which are zero before the first."""
+        kernels.fill(
+            starts, terms, weights, row_scales, self.scales, first // BLOCK, self._last, self._ends,
+            *(maxima[name] for name in self.shapes),
+        )  # fmt: skip
+
+
+def gather(
+    starts: np.ndarray, terms: np.ndarray, data: np.ndarray, rows: np.ndarray, ranks: np.ndarray, targets: np.ndarray,
+    new_terms: np.ndarray, out: np.ndarray, threads: int,
+) -> None:  # fmt: skip
+    """Copy `rows` int64 (m,) of a CSR matrix to the `targets` int64 (m,) in `new_terms` and `out`, terms as `ranks`."""
+    in_chunks(
+        lambda a, b: kernels.gather(starts, terms, data, rows, ranks, targets, new_terms, out, a, b), len(rows), threads
+    )
+
+
 def build(
     vectors: csr_matrix, rows: np.ndarray, ids: np.ndarray, *, precision: str, order: str, counts: np.ndarray | None,
     threads: int,
@@ -128,46 +197,24 @@ def build(
     `counts`: what the weights of `vectors` were made from, entry by entry; kept beside them.
     """
     n, V = vectors.shape
-    places = bisection(vectors, threads=threads) if order == "bisection" else np.arange(n)
-    df = np.bincount(vectors.indices, minlength=V)
-    used = int(np.count_nonzero(df))
-    ranks = np.full(V, -1, np.int32)
-    ranks[np.argsort(-df, kind="stable")[:used]] = np.arange(used)
+    places = arrange(vectors, order, threads)
+    layout = Layout(np.bincount(vectors.indices, minlength=V), n, precision)
     starts = np.zeros(n + 1, np.int64)
     np.cumsum(np.diff(vectors.indptr)[places], out=starts[1:])
-    old_starts = vectors.indptr.astype(np.int64)
-    terms = np.empty(vectors.nnz, np.uint16 if used <= 1 << 16 else np.int32)
-    weights = np.empty(vectors.nnz, np.float32)
+    old_starts, terms = vectors.indptr.astype(np.int64), np.empty(vectors.nnz, layout.terms)
 
-    def gather(a: int, b: int) -> None:
-        kernels.gather(old_starts, vectors.indices, vectors.data, places, ranks, starts, terms, weights, a, b)
+    def gathered(data: np.ndarray) -> np.ndarray:
+        out = np.empty(vectors.nnz, np.float32)
+        gather(old_starts, vectors.indices, data, places, layout.ranks, starts, terms, out, threads)
+        return out
 
-    in_chunks(gather, n, threads)
-    row_scales = np.empty(0, np.float32)
-    if precision == "uint8":
-        exact, weights, row_scales = weights, np.empty(len(terms), np.uint8), np.empty(n, np.float32)
-        kernels.quantize(starts, exact, weights, row_scales)
-        del exact
-    kept = None
-    if counts is not None:
-        kept = np.empty(len(terms), np.float32)
-        unused = np.empty_like(terms)
-        kernels.gather(old_starts, vectors.indices, counts, places, ranks, starts, unused, kept, 0, n)
-    scales = kernels.highest(starts, terms, weights, row_scales, used)
-    scales = np.nextafter(np.maximum(scales / np.float32(255), np.float32(1.2e-38)), np.float32(np.inf))
-    falling = np.sort(df)[::-1][:used]
-    dense, grouped = (int(np.count_nonzero(falling >= n / share)) for share in (DENSE, GROUPED))
-    groups = -(-n // (BLOCK * SUPER * TILE)) * (TILE // GROUP)
-    group_rows = np.zeros((grouped, groups), np.uint8)
-    super_rows = np.zeros((dense, groups * GROUP), np.uint8)
-    block_rows = np.zeros((dense, groups * GROUP * SUPER), np.uint8)
-    list_starts = kernels.count_entries(starts, terms, used, dense, groups * GROUP * SUPER)
-    gaps, maxima = np.empty(list_starts[-1], np.uint16), np.empty(list_starts[-1], np.uint8)
-    kernels.fill(
-        starts, terms, weights, row_scales, scales, list_starts, block_rows, super_rows, group_rows, gaps, maxima
-    )
+    weights, row_scales = layout.measure(starts, terms, gathered(vectors.data))
+    kept = None if counts is None else gathered(counts)
+    layout.measured()
+    maxima = {name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.shapes.items()}
+    layout.fill(starts, terms, weights, row_scales, maxima)
     arrays = Arrays(
-        ids[places], ranks, scales, block_rows, super_rows, group_rows, list_starts, gaps, maxima, starts, terms,
-        weights, row_scales,
+        ids=ids[places], ranks=layout.ranks, scales=layout.scales, list_starts=layout.list_starts, starts=starts,
+        terms=terms, weights=weights, row_scales=row_scales, **maxima,
     )  # fmt: skip
     return Segment(arrays, rows[places].astype(np.int32), kept)
