@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from indexes.kernels.blockmax import BLOCK, GROUP, SUPER, TILE
+from indexes.kernels.blockmax_bounds import GROUP, SUPER, TILE
+from indexes.kernels.blockmax_score import BLOCK
 
 BRIDGE = 65535  # the longest gap that a list's entry can hold
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from indexes.kernels.blockmax import sink
+from indexes.kernels.blockmax_score import sink
 from indexes.kernels.ordering import bisect
 from indexes.kernels.prefetch import prefetch_range
 from indexes.kernels.topk import push_one

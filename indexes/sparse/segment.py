@@ -11,8 +11,10 @@ import numpy as np
 from indexes.base import in_chunks
 from indexes.errors import CorruptIndex
 from indexes.kernels import blockmax_build as kernels
-from indexes.kernels.blockmax import BLOCK, GROUP, SUPER, TILE, Scratch, Workspace
+from indexes.kernels.blockmax import Scratch, Workspace
 from indexes.kernels.blockmax import Segment as Arrays
+from indexes.kernels.blockmax_bounds import GROUP, SUPER, TILE
+from indexes.kernels.blockmax_score import BLOCK
 from indexes.sparse.ordering import arrange
 
 if TYPE_CHECKING:

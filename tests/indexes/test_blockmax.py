@@ -15,8 +15,9 @@ from scipy import sparse
 
 from indexes import BM25, TFIDF, BlockMaxIndex, EagerIndex, load
 from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
-from indexes.kernels.blockmax import BLOCK, GROUP, SUPER
+from indexes.kernels.blockmax_bounds import GROUP, SUPER
 from indexes.kernels.blockmax_build import block_at
+from indexes.kernels.blockmax_score import BLOCK
 from indexes.sparse.ordering import bisection
 from indexes.sparse.weighting import METHODS
 
@@ -310,6 +311,16 @@ def test_a_segment_of_another_layout_is_refused(tmp_path):
     index.save(tmp_path / "odd")
     with pytest.raises(CorruptIndex, match="earlier release"):
         load(tmp_path / "odd")
+
+
+def test_rare_terms_leave_nothing_behind():
+    vectors = sparse.vstack([clustered(20_000), clustered(64, seed=2)], "csr")
+    ours, exact = BlockMaxIndex().add(vectors), EagerIndex().add(vectors)
+    df = np.bincount(vectors.indices, minlength=vectors.shape[1])
+    rare = np.argsort(np.where(df, df, len(df)))[:40]
+    queries = sparse.vstack([sparse.eye(vectors.shape[1], format="csr")[rare], clustered(5, seed=3)], "csr")
+    for order in (slice(None), slice(None, None, -1)):
+        assert_twins(ours, exact, queries[order], 10)
 
 
 @pytest.mark.parametrize("terms", [300, 40_000])
