@@ -15,7 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eval.ann import approximation_effect, epsilon_recall, knn_recall, latency
+    from eval.ann_benchmarks import read_ann_benchmarks
     from eval.datasets import Dataset, load
+    from eval.dimensionality import lid, lid_summary
     from eval.measures import Evaluation, evaluate
     from eval.significance import Comparison, compare
     from eval.tables import Table, comparison_table, report
@@ -26,10 +29,17 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "Table",
+    "approximation_effect",
     "compare",
     "comparison_table",
+    "epsilon_recall",
     "evaluate",
+    "knn_recall",
+    "latency",
+    "lid",
+    "lid_summary",
     "load",
+    "read_ann_benchmarks",
     "read_qrels",
     "read_run",
     "report",
@@ -37,7 +47,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ann": ("approximation_effect", "epsilon_recall", "knn_recall", "latency"),
+    "ann_benchmarks": ("read_ann_benchmarks",),
     "datasets": ("Dataset", "load"),
+    "dimensionality": ("lid", "lid_summary"),
     "measures": ("Evaluation", "evaluate"),
     "significance": ("Comparison", "compare"),
     "tables": ("Table", "comparison_table", "report"),
