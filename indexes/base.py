@@ -26,6 +26,7 @@ KINDS = {
     "flat": "indexes.dense.flat:FlatIndex",
     "hnsw": "indexes.dense.hnsw:HNSWIndex",
     "ivfpq": "indexes.dense.ivfpq:IVFPQIndex",
+    "scan": "indexes.dense.scan:ScanIndex",
     "eager": "indexes.sparse.eager:EagerIndex",
     "blockmax": "indexes.sparse.blockmax:BlockMaxIndex",
     "seismic": "indexes.sparse.seismic:SeismicIndex",
@@ -114,11 +115,10 @@ class Index(ABC):
         checked = self._check_queries(queries)
         bitmap = None if allow is None else self._check_allow(allow)
         nq, found = checked.shape[0], min(int(k), len(self))
-        hits = Hits(np.empty((nq, 0), np.float32), np.empty((nq, 0), np.int64))
-        if nq and found and (bitmap is None or bitmap.any()):
-            workers = available_threads() if threads is None else threads
-            hits = Hits(*self._search(checked, found, bitmap, workers, **settings))
-        return hits.padded(int(k))
+        if not (nq and found and (bitmap is None or bitmap.any())):
+            return Hits(np.empty((nq, 0), np.float32), np.empty((nq, 0), np.int64)).padded(int(k))
+        workers = threads or (available_threads() if nq > 1 else 1)
+        return Hits(*self._search(checked, found, bitmap, workers, **settings)).padded(int(k))
 
     def remove(self, ids: Any) -> int:
         """Remove the vectors with these ids; ids that are not there are ignored. Returns how many were removed.
@@ -242,6 +242,8 @@ class Index(ABC):
     # -- checks that all share -------------------------------------------------------------------------------------
 
     def _settings(self, knobs: dict[str, Any]) -> dict[str, Any]:
+        if not knobs:
+            return {name: getattr(self, name) for name in self.search_knobs}
         unknown = sorted(set(knobs) - set(self.search_knobs))
         if unknown:
             known = ", ".join(self.search_knobs) or "none"

@@ -13,6 +13,8 @@ from indexes.errors import InvalidVectors
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+FLOAT, INT = np.dtype(np.float32), np.dtype(np.int32)
+
 
 class Queries(NamedTuple):
     """Checked queries, row by row: terms ascend within each, all are below V, and weights are above 0."""
@@ -27,9 +29,9 @@ class Queries(NamedTuple):
 
     def dot(self, values: np.ndarray) -> np.ndarray:
         """float32 (nq,): the sum of weight times `values` (V,), or (0,) for none, over the terms of each query."""
-        products = self.weights * values[self.terms] if len(values) else np.empty(0)
-        if not products.any():
+        if not len(values):
             return np.zeros(len(self.starts) - 1, np.float32)
+        products = self.weights * values[self.terms]
         rows = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
         return np.bincount(rows, products, minlength=len(self.starts) - 1).astype(np.float32)
 
@@ -100,12 +102,12 @@ def _in_order(csr: Any, V: int) -> Queries | None:
     if getattr(csr, "format", None) != "csr" or len(csr.shape) != 2:
         return None
     starts, terms, weights = csr.indptr, csr.indices, csr.data
-    if weights.dtype != np.float32:  # the usual types pass as they are: one query takes less time than its casts
+    if weights.dtype is not FLOAT:  # the usual types pass as they are: one query takes less time than its casts
         if weights.dtype.kind not in "fiu":
             return None
         with np.errstate(over="ignore"):
             weights = weights.astype(np.float32)
-    if not starts.dtype == terms.dtype == np.int32:
+    if not starts.dtype is terms.dtype is INT:
         starts, terms = starts.astype(np.int64), terms.astype(np.int64)
     in_order, *compressed = compress(starts, terms, weights, csr.shape[1], V)
     return Queries(*compressed) if in_order else None

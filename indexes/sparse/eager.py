@@ -20,6 +20,7 @@ from indexes.sparse.weighting import CHUNK, Statistics, Weighting, from_settings
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+EVERYTHING = np.empty(0, np.bool_)  # what the kernel takes for no filter
 PRECISIONS: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8}
 
 
@@ -156,7 +157,7 @@ class EagerIndex(SparseIndex):
         self._build()
         heap_scores, heap_ids = topk.empty_heaps(queries.shape[0], k)
         base, free = queries.dot(self._base), self._free
-        bitmap = np.empty(0, np.bool_) if allow is None else allow
+        bitmap = EVERYTHING if allow is None else allow
         impacts = self._impacts.view(np.uint16) if self.precision == "float16" else self._impacts
 
         def work(a: int, b: int) -> None:

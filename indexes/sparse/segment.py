@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,8 +98,10 @@ class Segment:
 
     def take_workspace(self) -> Workspace:
         """Room for one thread's queries; give it back with `give_workspace`."""
-        with contextlib.suppress(IndexError):  # other threads take, too
+        try:
             return self._free.pop()
+        except IndexError:  # other threads have them all
+            pass
         arrays = self.arrays
         blocks, supers, groups = arrays.block_rows.shape[1], arrays.super_rows.shape[1], arrays.group_rows.shape[1]
         scratch = Scratch(
