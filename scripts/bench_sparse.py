@@ -191,10 +191,10 @@ def learned(work: Workload) -> tuple[list[System], Index]:
     exact = EagerIndex()
     eager = ours("EagerIndex", exact, work)
     cuts: list[Setting] = [
-        {}, {"alpha": 0.9}, {"query_cut": 10}, {"query_cut": 10, "alpha": 0.85}, {"query_cut": 6, "alpha": 0.8},
+        {}, {"query_cut": 30}, {"query_cut": 25}, {"query_cut": 20}, {"query_cut": 10}, {"budget": 30}, {"alpha": 0.95},
     ]  # fmt: skip
     systems = ours("BlockMaxIndex", BlockMaxIndex(), work, cuts)
-    systems += ours("BlockMaxIndex uint8", BlockMaxIndex(precision="uint8"), work, [{}, {"alpha": 0.9}])
+    systems += ours("BlockMaxIndex uint8", BlockMaxIndex(precision="uint8"), work, [{}, {"query_cut": 25}])
     systems += eager
     return systems + ours("SeismicIndex", SeismicIndex(), work, [{}, {"query_cut": 20, "heap_factor": 0.8}]), exact
 

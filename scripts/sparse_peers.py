@@ -102,7 +102,8 @@ class Seismic(Base):
     """pyseismic-lsr, its raw index over component numbers (Bruch et al., SIGIR 2024)."""
 
     settings: Sequence[Setting] = [
-        {"query_cut": cut, "heap_factor": heap} for cut, heap in ((5, 0.9), (8, 0.9), (10, 0.8), (20, 0.8), (43, 0.9))
+        {"query_cut": cut, "heap_factor": heap}
+        for cut, heap in ((4, 0.9), (5, 0.9), (7, 0.9), (8, 0.9), (10, 0.8), (20, 0.8))
     ]
 
     def __init__(self, folder: Path) -> None:
