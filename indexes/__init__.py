@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from indexes.dense.flat import FlatIndex
     from indexes.dense.hnsw import HNSWIndex
     from indexes.dense.ivfpq import IVFPQIndex
+    from indexes.dense.scan import ScanIndex
     from indexes.sparse.blockmax import BlockMaxIndex
     from indexes.sparse.eager import EagerIndex
     from indexes.sparse.seismic import SeismicIndex
@@ -36,6 +37,7 @@ _HOME = {
     "FlatIndex": "indexes.dense.flat",
     "HNSWIndex": "indexes.dense.hnsw",
     "IVFPQIndex": "indexes.dense.ivfpq",
+    "ScanIndex": "indexes.dense.scan",
     "BlockMaxIndex": "indexes.sparse.blockmax",
     "EagerIndex": "indexes.sparse.eager",
     "SeismicIndex": "indexes.sparse.seismic",
@@ -47,8 +49,8 @@ _HOME = {
 }
 __all__ = [
     "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "HNSWIndex", "HammingIndex", "Hits", "IVFPQIndex",
-    "Index", "MultiIndexHashing", "RecurrentBinaryIndex", "SeismicIndex", "Statistics", "Tuned", "TwoStageIndex",
-    "build_on_disk", "load", "tune",
+    "Index", "MultiIndexHashing", "RecurrentBinaryIndex", "ScanIndex", "SeismicIndex", "Statistics", "Tuned",
+    "TwoStageIndex", "build_on_disk", "load", "tune",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
 STORAGE: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 BLOCK = 1 << 20  # scores held at once per batch of queries: 4 MB, which stays in cache
 QUERY_BATCH = 256
+FEW = 4  # queries: so few are scored faster with float16 as it is than by making float32 of it for BLAS
 
 
 class FlatIndex(DenseIndex):
@@ -22,7 +23,8 @@ class FlatIndex(DenseIndex):
 
     `metric`: "ip", "cosine" or "l2". `dtype`: "float32", or "float16" for half the bytes (each number keeps 11
     bits; scores are still computed in float32 from the stored numbers).
-    `threads` of `search` governs the selection of the best; matrix products use the threads of numpy's BLAS.
+    `threads` of `search` governs the selection of the best, and few queries with float16, of which half the bytes is
+    twice the speed; matrix products use the threads of numpy's BLAS.
     """
 
     kind = "flat"
@@ -71,8 +73,10 @@ class FlatIndex(DenseIndex):
         for start in range(0, len(queries), QUERY_BATCH):
             batch = slice(start, start + QUERY_BATCH)
             block = max(1024, BLOCK // len(queries[batch]))
+            if self.dtype == "float16" and len(queries[batch]) > FEW:
+                block = min(block, max(1024, BLOCK // vectors.shape[1]))  # its vectors as float32 stay in cache too
             for row in range(0, len(vectors), block):
-                scores = similarities(queries[batch], vectors[row : row + block], self.metric)
+                scores = similarities(queries[batch], vectors[row : row + block], self.metric, threads)
                 labels = np.ascontiguousarray(ids[row : row + block])
 
                 def select(a: int, b: int, scores: np.ndarray = scores, labels: np.ndarray = labels) -> None:
@@ -92,14 +96,16 @@ class FlatIndex(DenseIndex):
         self._chunks = [vectors] if len(vectors) else []
 
 
-def similarities(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarray:
-    """Scores float32 (nq, n) of queries (nq, d) with vectors (n, d), higher is better.
+def similarities(queries: np.ndarray, vectors: np.ndarray, metric: str, threads: int = 1) -> np.ndarray:
+    """Scores float32 (nq, n) of queries (nq, d) with vectors (n, d), float32 or float16; higher is better.
 
     For "l2", minus the squared distance as 2 q.x - |q|^2 - |x|^2, which loses digits when distances are tiny beside
     the vectors' lengths (about 1e-7 of the squared length). BLAS rounds differently from place to place in a block, so
     scores of equal vectors may differ in the last bit.
     """
-    block = vectors.astype(np.float32, copy=False)
+    if vectors.dtype == np.float16 and len(queries) <= FEW:
+        return _few(queries, vectors, metric, threads)
+    block = vectors if vectors.dtype == np.float32 else _widened(vectors)
     scores = queries @ block.T
     if metric == "l2":
         scores *= 2
@@ -107,3 +113,21 @@ def similarities(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.nd
         scores -= np.einsum("ij,ij->i", queries, queries)[:, None]
         np.minimum(scores, 0, out=scores)
     return scores
+
+
+def _few(queries: np.ndarray, vectors: np.ndarray, metric: str, threads: int) -> np.ndarray:
+    """`similarities` with float16 vectors, which are read once and made float32 number by number."""
+    from indexes.kernels import exact
+
+    scores, numbers = np.empty((len(queries), len(vectors)), np.float32), vectors.view(np.uint16)
+    in_chunks(lambda a, b: exact.every(numbers, a, b, queries, metric == "l2", scores), len(vectors), threads)
+    return scores
+
+
+def _widened(vectors: np.ndarray) -> np.ndarray:
+    """float32 (n, d) of float16, several times as fast as numpy's own."""
+    from indexes.kernels import exact
+
+    out = np.empty(vectors.shape, np.float32)
+    exact.widened(vectors.reshape(-1).view(np.uint16), out.reshape(-1))
+    return out

@@ -14,6 +14,8 @@ from indexes.binary.hamming import HammingIndex
 from indexes.binary.multi_index import MultiIndexHashing
 from indexes.binary.recurrent import RecurrentBinaryIndex
 from indexes.binary.two_stage import TwoStageIndex
+from indexes.codecs import LVQ, SQ, Codec, Float32, RaBitQ
+from indexes.dense.scan import ScanIndex
 from indexes.sparse.weighting import METHODS
 
 D, V, BYTES = 16, 60, 5  # width of the dense, sparse and binary vectors
@@ -64,11 +66,19 @@ def fitted_two_stage() -> Index:
     return TwoStageIndex().fit(np.random.default_rng(1).normal(size=(20, D)))
 
 
+def fitted_scan(codec: Codec, **parameters: Any) -> Index:
+    return ScanIndex(codec=codec, **parameters).fit(np.random.default_rng(1).normal(size=(64, D)))
+
+
 CASES = [
     *(Case(f"flat-{m}-{t}", lambda m=m, t=t: FlatIndex(metric=m, dtype=t)) for m in ("ip", "cosine", "l2")
       for t in ("float32", "float16")),
     *(Case(f"hnsw-{m}", lambda m=m: HNSWIndex(metric=m), exact=False) for m in ("ip", "cosine", "l2")),
     *(Case(f"ivfpq-{m}", lambda m=m: fitted_ivfpq(m), exact=False) for m in ("ip", "cosine", "l2")),
+    *(Case(f"scan-{m}-{r}", lambda m=m, r=r: ScanIndex(codec=Float32(), metric=m, rerank=r))
+      for m in ("ip", "cosine", "l2") for r in (None, "float16", "float32")),
+    *(Case(f"scan-{c.kind}-{m}", lambda m=m, c=c, r=r: fitted_scan(c, metric=m, rerank=r), exact=False)
+      for m in ("ip", "cosine", "l2") for c, r in ((SQ(bits=4), "float32"), (LVQ(), "float16"), (RaBitQ(), None))),
     Case("eager", EagerIndex, sparse=True),
     *(Case(f"eager-{m}", lambda m=m: EagerIndex(weighting=BM25(method=m)), sparse=True) for m in METHODS),
     Case("eager-tfidf", lambda: EagerIndex(weighting=TFIDF()), sparse=True),

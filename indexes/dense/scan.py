@@ -1,0 +1,168 @@
+"""Exhaustive search over compressed vectors, the best of which are ranked again by the vectors themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from indexes.base import in_chunks
+from indexes.binary.base import id_order
+from indexes.codecs import SQ, Codec
+from indexes.dense.base import DenseIndex
+from indexes.dense.codes import Codes, PlainCodes, codes_for
+from indexes.dense.store import DTYPES, VectorStore
+from indexes.errors import CorruptIndex, InvalidParameter, NotFitted
+
+
+class ScanIndex(DenseIndex):
+    """Codes of all vectors, scanned for candidates, which are then scored exactly. The exact twin is `FlatIndex`.
+
+    `codec`: any of `indexes.codecs`; None chooses `SQ(bits=4)`. The index keeps a copy of its own. SQ, LVQ, SignBits
+    and RaBitQ, also behind linear maps (`Chain`), are scanned by integer products, many times as fast as the others.
+    `rerank`: "float32" or "float16" stores the vectors too (4 d or 2 d bytes), and scores are exact for what is stored;
+    None stores codes only, and scores are those of the decoded vectors. A loaded index leaves the vectors on disk
+    unless `mmap=False`, and reads those of the candidates only.
+    `metric`: "ip", "cosine" or "l2".
+    `candidates`: how many are scored again, also a parameter of `search`; never less than k. None chooses 10 k, at
+    least 100: with 4 bits per dimension, the nearest 10 are nearly always among them; one bit needs some 1,000.
+    `fit` learns what the codec needs; codecs that learn nothing (float16) do without.
+    """
+
+    kind = "scan"
+    needs_fit = True
+    search_knobs: ClassVar = {"candidates": lambda value: value is None or (isinstance(value, int) and value >= 1)}
+    search_ladders: ClassVar = {"candidates": (10_000, 5000, 2000, 1000, 500, 200, 100, 50, 30, 20, 15, 10)}
+
+    def __init__(
+        self,
+        *,
+        codec: Codec | None = None,
+        metric: str = "ip",
+        rerank: str | None = "float32",
+        candidates: int | None = None,
+    ) -> None:
+        super().__init__(metric=metric)
+        if codec is not None and not isinstance(codec, Codec):
+            raise InvalidParameter(f"codec is {codec!r}; it must be a codec of indexes.codecs, or None")
+        if rerank is not None and rerank not in DTYPES:
+            raise InvalidParameter(f"rerank is {rerank!r}; it must be one of {', '.join(DTYPES)}, or None")
+        if not self.search_knobs["candidates"](candidates):
+            raise InvalidParameter(f"candidates is {candidates!r}; it must be an integer of at least 1, or None")
+        given = SQ(bits=4) if codec is None else codec
+        self.codec = Codec.restore(given.header(), given.arrays())
+        self.rerank, self.candidates = rerank, candidates
+        self.d = self.codec.d
+        self._codes: Codes | None = None
+        self._sorted: tuple[np.ndarray, np.ndarray | None] | None = None  # ids, and the row of each; made by a search
+        self._store = None if rerank is None else VectorStore(rerank)
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "codec": _unfitted(self.codec.header()), "metric": self.metric, "rerank": self.rerank,
+            "candidates": self.candidates,
+        }  # fmt: skip
+
+    @classmethod
+    def _rebuild(cls, parameters: dict[str, Any]) -> ScanIndex:
+        return cls(**parameters | {"codec": Codec.restore(parameters["codec"], {})})
+
+    def fit(self, vectors: Any, queries: Any = None) -> ScanIndex:
+        """Fit the codec to a sample (n, d); `queries` (nq, d) are for `LeanVec`. Only an empty index can be fitted.
+
+        Raises `InvalidParameter`, `InvalidVectors`.
+        """
+        if len(self):
+            raise InvalidParameter(f"fit needs an empty index; this one holds {len(self)} vectors")
+        self.d = None
+        sample = self._check_vectors(vectors)
+        self.codec.fit(sample, None if queries is None else self._check_vectors(queries))
+        self.d, self._codes = sample.shape[1], None
+        return self
+
+    def _add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
+        if self.codec.d is None:
+            if self.codec.needs_fit:
+                raise NotFitted(f"{self.codec!r} must learn from a sample first: call fit(sample) before add")
+            self.codec.fit(vectors)
+        codes = self.codec.encode(vectors)
+        if self._store is not None:
+            self._store.add(vectors)
+        self._coded().add(codes)
+        self._sorted = None
+        self.d = vectors.shape[1]
+
+    def _coded(self) -> Codes:
+        if self._codes is None:
+            self._codes = codes_for(self.codec, self.metric == "l2")
+        return self._codes
+
+    def _remove(self, keep: np.ndarray) -> None:
+        self._coded().keep(keep)
+        self._sorted = None
+        if self._store is not None:
+            self._store.keep(keep)
+
+    def _search(
+        self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from indexes.kernels import topk
+
+        codes = self._coded()
+        count = min(len(self), max(k, knobs["candidates"] or max(100, 10 * k)))
+        if self._store is None and isinstance(codes, PlainCodes):  # its scores are not rough
+            return codes.best(queries, k, self._ids, allow, threads)
+        _, ids = codes.best(queries, count, self._ids, allow, threads)
+        rows = self._rows_of(ids)
+        heap_scores, heap_ids = topk.empty_heaps(len(queries), k)
+
+        def work(a: int, b: int) -> None:
+            if self._store is None:
+                scores = codes.scores(queries[a:b], rows[a:b])
+            else:
+                scores = self._store.scores(queries[a:b], rows[a:b], self.metric)
+            topk.push_lists(scores, ids[a:b], heap_scores[a:b], heap_ids[a:b])
+
+        in_chunks(work, len(queries), threads)
+        topk.sort_heaps(heap_scores, heap_ids)
+        return heap_scores, heap_ids
+
+    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
+        """The rows of ids of any shape; -1 for -1."""
+        if self._sorted is None:
+            order = id_order(self._ids)
+            self._sorted = (self._ids, None) if order is None else (self._ids[order], order)
+        ascending, order = self._sorted
+        places = np.searchsorted(ascending, np.maximum(ids, ascending[0]))
+        return np.where(ids >= 0, places if order is None else order[places], -1)
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
+        arrays = {f"codec.{name}": array for name, array in self.codec.arrays().items()}
+        if self.codec.d is not None:
+            arrays |= self._coded().arrays()
+        if self._store is not None:
+            arrays["vectors"] = self._store.vectors(self.d or 0)
+        return {"d": self.d, "codec": self.codec.header()}, arrays, {}
+
+    def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
+        learned = {name[6:]: arrays.pop(name) for name in list(arrays) if name.startswith("codec.")}
+        declared, self.codec, self.d = repr(self.codec), Codec.restore(state["codec"], learned), state["d"]
+        if repr(self.codec) != declared or self.codec.d != self.d:
+            seen = f"{self.codec!r} for d = {self.codec.d}"
+            raise CorruptIndex(f"the codec is {seen}; the header says {declared} for d = {self.d}")
+        if self.d is not None:
+            self._coded().open(arrays, len(self))
+        elif len(self):
+            raise CorruptIndex(f"n is {len(self)}, and d is missing")
+        if self._store is not None:
+            self._store.open(arrays["vectors"], len(self), self.d or 0)
+
+
+def _unfitted(header: dict[str, Any]) -> dict[str, Any]:
+    """The header of the same codec before `fit`."""
+    parameters = dict(header["parameters"])
+    if "parts" in parameters:
+        parameters["parts"] = [_unfitted(part) for part in parameters["parts"]]
+    return header | {"d": None, "parameters": parameters}
