@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from indexes.dense.hnsw import HNSWIndex
     from indexes.dense.ivfpq import IVFPQIndex
     from indexes.dense.scan import ScanIndex
+    from indexes.recommending import recommend
     from indexes.sparse.blockmax import BlockMaxIndex
     from indexes.sparse.eager import EagerIndex
     from indexes.sparse.seismic import SeismicIndex
@@ -44,13 +45,14 @@ _HOME = {
     "BM25": "indexes.sparse.weighting",
     "TFIDF": "indexes.sparse.weighting",
     "Statistics": "indexes.sparse.weighting",
+    "recommend": "indexes.recommending",
     "Tuned": "indexes.tuning",
     "tune": "indexes.tuning",
 }
 __all__ = [
     "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "HNSWIndex", "HammingIndex", "Hits", "IVFPQIndex",
     "Index", "MultiIndexHashing", "RecurrentBinaryIndex", "ScanIndex", "SeismicIndex", "Statistics", "Tuned",
-    "TwoStageIndex", "build_on_disk", "load", "tune",
+    "TwoStageIndex", "build_on_disk", "load", "recommend", "tune",
 ]  # fmt: skip
 
 

@@ -117,7 +117,7 @@ class Index(ABC):
         nq, found = checked.shape[0], min(int(k), len(self))
         if not (nq and found and (bitmap is None or bitmap.any())):
             return Hits(np.empty((nq, 0), np.float32), np.empty((nq, 0), np.int64)).padded(int(k))
-        workers = threads or (available_threads() if nq > 1 else 1)
+        workers = available_threads() if threads is None else threads
         return Hits(*self._search(checked, found, bitmap, workers, **settings)).padded(int(k))
 
     def remove(self, ids: Any) -> int:
