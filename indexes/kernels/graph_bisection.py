@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from indexes.kernels.ordering import first_half
+
 ROUNDS = 20  # of swaps in each part, at most: the paper's number
 
 
@@ -91,12 +93,7 @@ def bisect(starts, terms, V, rows, first, stop, units, smallest, depth):
         size = b - a
         if size <= smallest or level == depth:
             continue
-        unit = 1
-        for u in units:
-            if u < size:
-                unit = u
-                break
-        middle = a + (size // 2 + unit - 1) // unit * unit
+        middle = a + first_half(size, units)
         improve(starts, terms, rows, a, b, middle, left, right, touched, gains, keys)
         parts.append((middle, b, level + 1))
         parts.append((a, middle, level + 1))

@@ -48,6 +48,17 @@ def select(keys, rows, start, stop, middle):
 
 
 @njit(nogil=True, cache=True)
+def first_half(size, units):
+    """How many of `size` rows come before the cut: a multiple of the largest of `units` (falling) that is smaller."""
+    unit = 1
+    for u in units:
+        if u < size:
+            unit = u
+            break
+    return (size // 2 + unit - 1) // unit * unit
+
+
+@njit(nogil=True, cache=True)
 def bisect(points, rows, start, stop, units, smallest):
     """Order `rows[start:stop]` by recursive balanced bisection of `points` float32 (n, d), in place.
 
@@ -67,12 +78,7 @@ def bisect(points, rows, start, stop, units, smallest):
         size = b - a
         if size <= smallest:
             continue
-        unit = 1
-        for u in units:
-            if u < size:
-                unit = u
-                break
-        half = (size // 2 + unit - 1) // unit * unit
+        half = first_half(size, units)
         # two points that lie far apart: the farthest of a few from the middle one
         here, there, widest = rows[a + size // 2], rows[a], np.float32(-1)
         for i in range(a, b, max(1, size // 8)):
