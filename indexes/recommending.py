@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -114,10 +114,10 @@ def recommend(
 
     def judged(one: Candidate) -> Candidate:
         slower = f"{one.microseconds / chosen.microseconds:.1f} times as slow"
-        return Candidate(**one.__dict__ | {"verdict": "recommended" if one is chosen else one.verdict or slower})
+        return replace(one, verdict="recommended" if one is chosen else one.verdict or slower)
 
     ranked = [judged(one) for one in sorted(measured, key=lambda one: one.microseconds)]
-    return Recommendation(constructor, next(one for one in ranked if one.verdict == "recommended"), ranked, n)
+    return Recommendation(constructor, judged(chosen), ranked, n)
 
 
 def _makers(d: int, metric: str) -> dict[str, Callable[[], DenseIndex]]:
@@ -143,7 +143,7 @@ def _measure(
     name: str, make: Callable[[], DenseIndex], rows: np.ndarray, queries: Any, exact: Index, n: int, k: int,
     recall: float, limit: float | None,
 ) -> Candidate:  # fmt: skip
-    """Build over all of the sample and over a quarter; why it is no answer, if so, is its `verdict`."""
+    """Build over the sample, tune and time; why it is no answer, if so, is its `verdict`."""
     started = perf_counter()
     index = make()
     if index.needs_fit:
@@ -151,12 +151,10 @@ def _measure(
     index.add(rows)
     seconds = perf_counter() - started
     size = index.describe()["bytes"] / len(rows)
-    knobs = {name: getattr(index, name) for name in index.search_ladders}
     if limit is not None and size > limit:
-        return Candidate(name, math.nan, size, math.nan, math.inf, seconds, knobs, f"more than {limit:g} bytes")
+        return Candidate(name, math.nan, size, math.nan, math.inf, seconds, {}, f"more than {limit:g} bytes")
     tuned = tune(index, queries, k, target_recall=recall, exact=exact)
-    reached = min(tuned.chosen.recall, tuned.held_out_recall)
-    knobs = {name: getattr(index, name) for name in index.search_ladders}
+    reached, knobs = min(tuned.chosen.recall, tuned.held_out_recall), tuned.chosen.knobs
     now = _time(index, queries, k, knobs)
     if isinstance(index, HNSWIndex):
         later = now * max(math.log(n) / math.log(len(rows)), 0.0)

@@ -14,7 +14,8 @@ from indexes.codecs.base import Fitted
 from indexes.codecs.linear import RandomRotation
 from indexes.codecs.packing import pack_signs
 from indexes.dense.base import DenseIndex
-from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
+from indexes.dense.store import VectorStore
+from indexes.errors import CorruptIndex, InvalidParameter
 
 RESCORE = ("code", "float16")
 
@@ -51,7 +52,7 @@ class TwoStageIndex(DenseIndex):
         self.rescore, self.candidates, self.seed = rescore, candidates, seed
         self._rotation = RandomRotation(seed=seed)
         self._signs = HammingIndex()
-        self._vectors: list[np.ndarray] = []  # float16 parts, by row
+        self._store = VectorStore("float16", "rescore='code'")  # empty where codes are all that is kept
 
     def parameters(self) -> dict[str, Any]:
         return {
@@ -72,25 +73,14 @@ class TwoStageIndex(DenseIndex):
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
         if self.rescore == "float16":
-            with np.errstate(over="ignore"):
-                stored = vectors.astype(np.float16)
-            if not np.isfinite(stored).all():
-                raise InvalidVectors("a vector holds a number beyond float16's 65,504; scale it, or use rescore='code'")
-            self._vectors.append(stored)
+            self._store.add(vectors)
         self.d = vectors.shape[1]
         self._signs.add(pack_signs(vectors if self._rotation.d is None else self._rotation.transform(vectors)), ids)
 
     def _remove(self, keep: np.ndarray) -> None:
         self._signs.remove(self._ids[~keep])
         if self.rescore == "float16":
-            self._vectors = [self._stored()[keep]]
-
-    def _stored(self) -> np.ndarray:
-        if not self._vectors:
-            return np.empty((0, self.d or 1), np.float16)
-        if len(self._vectors) > 1:
-            self._vectors = [np.concatenate(self._vectors)]
-        return self._vectors[0]
+            self._store.keep(keep)
 
     def _search(
         self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
@@ -106,7 +96,8 @@ class TwoStageIndex(DenseIndex):
             if self.rescore == "code":
                 scores = self._code_scores(rotated[a:b], places[a:b])
             else:
-                scores = self._vector_scores(queries[a:b], places[a:b])
+                rows = np.where(places[a:b] >= 0, self._signs.rows_at(places[a:b]), -1)
+                scores = self._store.scores(queries[a:b], rows, "ip")
             ids = np.where(places[a:b] >= 0, self._signs.ids_at(places[a:b]), -1)
             topk.push_lists(scores, ids, heap_scores[a:b], heap_ids[a:b])
 
@@ -124,18 +115,10 @@ class TwoStageIndex(DenseIndex):
         products(words, padded, places, scores)
         return scores
 
-    def _vector_scores(self, queries: np.ndarray, places: np.ndarray) -> np.ndarray:
-        from indexes.kernels.asymmetric import half_products
-
-        rows = np.where(places >= 0, self._signs.rows_at(places), -1)
-        scores = np.empty(places.shape, np.float32)
-        half_products(self._stored().view(np.uint16), queries, rows, scores)
-        return scores
-
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
         signs, arrays, _ = self._signs._state()
         if self.rescore == "float16":
-            arrays["vectors"] = self._stored()
+            arrays["vectors"] = self._store.vectors(self.d or 1)
         state = {"d": self.d, "signs": signs, "rotation": self._rotation.header()}
         return state, arrays | self._rotation.arrays(), {}
 
@@ -146,10 +129,7 @@ class TwoStageIndex(DenseIndex):
         if self._signs.nbytes not in (None, -(-(self.d or 0) // 8)):
             raise CorruptIndex(f"signs have {self._signs.nbytes} bytes; d is {self.d}")
         if self.rescore == "float16":
-            vectors = arrays.pop("vectors")
-            if vectors.shape != (len(self), self.d or 1) or vectors.dtype != np.float16:
-                raise CorruptIndex(f"vectors are {vectors.dtype} {vectors.shape}, not float16 ({len(self)}, {self.d})")
-            self._vectors = [vectors] if len(vectors) else []
+            self._store.open(arrays.pop("vectors"), len(self), self.d or 1)
         rotation = Fitted.restore(state["rotation"], arrays)
         if not isinstance(rotation, RandomRotation) or rotation.d not in (None, self.d):
             raise CorruptIndex(f"the rotation is {rotation!r} for d = {rotation.d}; d of the index is {self.d}")

@@ -10,9 +10,9 @@ import numpy as np
 
 from indexes.base import in_chunks
 from indexes.dense.base import DenseIndex
-from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
+from indexes.dense.store import DTYPES, VectorStore
+from indexes.errors import InvalidParameter
 
-STORAGE: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 BLOCK = 1 << 20  # scores held at once per batch of queries: 4 MB, which stays in cache
 QUERY_BATCH = 256
 FEW = 4  # queries: so few are scored faster with float16 as it is than by making float32 of it for BLAS
@@ -31,10 +31,10 @@ class FlatIndex(DenseIndex):
 
     def __init__(self, *, metric: str = "ip", dtype: str = "float32") -> None:
         super().__init__(metric=metric)
-        if dtype not in STORAGE:
-            raise InvalidParameter(f"dtype is {dtype!r}; it must be one of {', '.join(STORAGE)}")
+        if dtype not in DTYPES:
+            raise InvalidParameter(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
         self.dtype = dtype
-        self._chunks: list[np.ndarray] = []
+        self._store = VectorStore(dtype, "dtype='float32'")
 
     def parameters(self) -> dict[str, Any]:
         return {"metric": self.metric, "dtype": self.dtype}
@@ -42,22 +42,14 @@ class FlatIndex(DenseIndex):
     @property
     def vectors(self) -> np.ndarray:
         """The stored vectors (n, d), in the index's dtype, by row."""
-        if not self._chunks:
-            return np.empty((0, self.d or 0), STORAGE[self.dtype])
-        if len(self._chunks) > 1:
-            self._chunks = [np.concatenate(self._chunks)]
-        return self._chunks[0]
+        return self._store.vectors(self.d or 0)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
-        with np.errstate(over="ignore"):
-            stored = vectors.astype(STORAGE[self.dtype])
-        if self.dtype == "float16" and not np.isfinite(stored).all():
-            raise InvalidVectors("a vector holds a number beyond float16's 65,504; use dtype='float32' or scale it")
+        self._store.add(vectors)
         self.d = vectors.shape[1]
-        self._chunks.append(stored)
 
     def _remove(self, keep: np.ndarray) -> None:
-        self._chunks = [self.vectors[keep]]
+        self._store.keep(keep)
 
     def _search(
         self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
@@ -90,10 +82,8 @@ class FlatIndex(DenseIndex):
         return {"d": self.d}, {"vectors": self.vectors}, {}
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
-        self.d, vectors = state["d"], arrays["vectors"]
-        if vectors.shape != (len(self), self.d or 0) or vectors.dtype != STORAGE[self.dtype]:
-            raise CorruptIndex(f"vectors are {vectors.dtype} {vectors.shape}, not {self.dtype} ({len(self)}, {self.d})")
-        self._chunks = [vectors] if len(vectors) else []
+        self.d = state["d"]
+        self._store.open(arrays["vectors"], len(self), self.d or 0)
 
 
 def similarities(queries: np.ndarray, vectors: np.ndarray, metric: str, threads: int = 1) -> np.ndarray:

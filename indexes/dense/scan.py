@@ -57,7 +57,7 @@ class ScanIndex(DenseIndex):
         self.d = self.codec.d
         self._codes: Codes | None = None
         self._sorted: tuple[np.ndarray, np.ndarray | None] | None = None  # ids, and the row of each; made by a search
-        self._store = None if rerank is None else VectorStore(rerank)
+        self._store = None if rerank is None else VectorStore(rerank, "rerank='float32'")
 
     def parameters(self) -> dict[str, Any]:
         return {

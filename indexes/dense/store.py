@@ -1,4 +1,4 @@
-"""Vectors kept as they are, in memory or on disk, from which an index scores its candidates exactly."""
+"""Vectors kept as float32 or float16, in memory or on disk, some or all of which an index scores exactly."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dt
 
 
 class VectorStore:
-    """Vectors (n, d) by row, `dtype` "float32" or "float16"."""
+    """Vectors (n, d) by row, `dtype` "float32" or "float16". `instead`: what to use for numbers beyond float16."""
 
-    def __init__(self, dtype: str) -> None:
-        self.dtype = DTYPES[dtype]
+    def __init__(self, dtype: str, instead: str) -> None:
+        self.dtype, self.instead = DTYPES[dtype], instead
         self._chunks: list[np.ndarray] = []
 
     def add(self, vectors: np.ndarray) -> None:
@@ -23,7 +23,7 @@ class VectorStore:
         with np.errstate(over="ignore"):
             stored = vectors.astype(self.dtype)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
-            raise InvalidVectors("a vector holds a number beyond float16's 65,504; use rerank='float32' or scale it")
+            raise InvalidVectors(f"a vector holds a number beyond float16's 65,504; use {self.instead} or scale it")
         self._chunks.append(stored)
 
     def keep(self, rows: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Products of float queries with chosen documents: codes of signs, without decoding them, or float16 vectors."""
+"""Products of float queries with chosen codes of signs, without decoding them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import numpy as np
 from numba import njit
 
 from indexes.kernels.hamming import LANES
-from indexes.kernels.prefetch import prefetch, prefetch_range
+from indexes.kernels.prefetch import prefetch
 
 AHEAD = 4  # documents: so far ahead memory is asked for
-REBIAS = np.float32(2.0**112)  # what the exponent of a float16 lacks when its bits are read as those of a float32
 
 
 @njit(nogil=True, cache=True)
@@ -45,32 +44,4 @@ def positive(code, query):
         word, part = code[w], query[64 * w : 64 * w + 64]
         for i in range(64):
             total += part[i] if (word >> np.uint64(i)) & np.uint64(1) else np.float32(0)
-    return total
-
-
-@njit(nogil=True, cache=True)
-def half_products(vectors, queries, rows, scores):
-    """`scores[q, i]` = the inner product of query q with vector `rows[q, i]`, or nothing where that is -1.
-
-    `vectors` the bits, uint16 (n, d), of finite float16; `queries` float32 (nq, d); `rows` int64 (nq, m); `scores`
-    float32 (nq, m).
-    """
-    flat, d = vectors.reshape(-1), vectors.shape[1]
-    for q in range(queries.shape[0]):
-        for i in range(rows.shape[1]):
-            if i + AHEAD < rows.shape[1]:
-                ahead = max(0, rows[q, i + AHEAD])
-                prefetch_range(flat, ahead * d, ahead * d + d)
-            if rows[q, i] >= 0:
-                scores[q, i] = half_product(vectors[rows[q, i]], queries[q])
-
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def half_product(vector, query):
-    """The inner product of the bits of float16 (d,) with float32 (d,); in any order, for wide instructions."""
-    total = np.float32(0)
-    for i in range(vector.shape[0]):
-        bits = np.uint32(vector[i])
-        sign, rest = (bits & np.uint32(0x8000)) << np.uint32(16), (bits & np.uint32(0x7FFF)) << np.uint32(13)
-        total += query[i] * (np.uint32(sign | rest).view(np.float32) * REBIAS)
     return total

@@ -38,7 +38,17 @@ import numpy as np
 from numba import njit, types
 from numba.experimental import structref
 
-from indexes.kernels.blockmax_bounds import GROUP, SUPER, ask_ahead, bound_superblocks, clear, exclude, nth_best, pick
+from indexes.kernels.blockmax_bounds import (
+    GROUP,
+    SUPER,
+    ask_ahead,
+    bound_superblocks,
+    clear,
+    exclude,
+    has_few,
+    nth_best,
+    pick,
+)
 from indexes.kernels.blockmax_score import BLOCK, EPSILON, score_queue, sink, threshold, units
 from indexes.kernels.fixed_point import FULL, add_full, add_scaled_lanes
 from indexes.kernels.prefetch import prefetch
@@ -129,13 +139,14 @@ def search(
         arrange(found, shares, count, least, light * most / count, segment.block_rows.shape[0],
                 segment.group_rows.shape[0], unit, ranks, weights, ends)  # fmt: skip
         ask_ahead(segment, ranks, ends)
-        bound_superblocks(segment, scratch, ranks, weights, ends)
+        few = has_few(segment, ranks, ends, scratch.blocks.shape[0])
+        bound_superblocks(segment, scratch, ranks, weights, ends, few)
         if allowed.shape[0]:
             exclude(allowed, scratch.supers, scratch.best)
         visit(segment, scratch, allowed, ranks, weights, ends, unit, more, slack, alpha, budget,
               heap_scores[query], heap_ids[query])  # fmt: skip
         scratch.weights[found[:count]] = 0
-        clear(segment, ranks, ends, scratch.blocks)
+        clear(segment, ranks, ends, few, scratch.blocks)
 
 
 @njit(nogil=True, cache=True)

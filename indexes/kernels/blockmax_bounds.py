@@ -35,10 +35,9 @@ def ask_ahead(segment, ranks, ends):
 
 
 @njit(nogil=True, cache=True)
-def bound_superblocks(segment, scratch, ranks, weights, ends):
-    """Bounds of all superblocks, and the best of each group."""
+def bound_superblocks(segment, scratch, ranks, weights, ends, few):
+    """Bounds of all superblocks, and the best of each group. `few`: see `has_few`."""
     rows, groups = segment.block_rows.shape[0], scratch.groups.shape[0]
-    few = count_entries(segment, ranks, ends) * FEW < scratch.blocks.shape[0]
     if few:
         scratch.supers[:] = 0
     for q in range(ends[2], ends[3]):
@@ -59,12 +58,12 @@ def bound_superblocks(segment, scratch, ranks, weights, ends):
 
 
 @njit(nogil=True, cache=True)
-def count_entries(segment, ranks, ends):
-    """Entries in all lists of a query."""
+def has_few(segment, ranks, ends, blocks):
+    """Whether the lists of a query hold so few entries that most of the `blocks` keep out of them."""
     rows, entries = segment.block_rows.shape[0], 0
     for q in range(ends[2], ends[3]):
         entries += segment.list_starts[ranks[q] - rows + 1] - segment.list_starts[ranks[q] - rows]
-    return entries
+    return entries * FEW < blocks
 
 
 @njit(nogil=True, cache=True)
@@ -92,10 +91,10 @@ def walk(gaps, maxima, start, stop, weight, full, few, table, blocks, supers):
 
 
 @njit(nogil=True, cache=True)
-def clear(segment, ranks, ends, blocks):
+def clear(segment, ranks, ends, few, blocks):
     """Set the sums of the blocks to zero."""
     rows = segment.block_rows.shape[0]
-    if count_entries(segment, ranks, ends) * FEW >= blocks.shape[0]:
+    if not few:
         blocks[:] = 0
         return
     for q in range(ends[2], ends[3]):

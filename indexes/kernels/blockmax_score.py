@@ -10,7 +10,7 @@ from indexes.kernels.prefetch import prefetch, prefetch_range
 from indexes.kernels.topk import push_one
 
 BLOCK = 4  # documents
-MOST = np.float32(3.4e38)
+MOST = np.float32(3.4e38)  # thresholds that overflow stop here, and stay comparable
 WAITING = 3  # blocks that are asked for before they are scored
 EPSILON = 2.0**-23
 

@@ -14,7 +14,7 @@ from indexes.base import Index
 from indexes.binary.recurrent import SPREAD, recurrent_codes
 from indexes.dense.base import normalize
 from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
-from indexes.kernels import asymmetric, hamming
+from indexes.kernels import asymmetric, exact, hamming
 
 DIMENSIONS = (1, 3, 8, 63, 64, 65, 130)
 
@@ -59,13 +59,13 @@ def test_products_with_float16():
     every = every[np.isfinite(every)]
     scores = np.empty((1, len(every)), np.float32)
     rows = np.arange(len(every))[None]
-    asymmetric.half_products(every.view(np.uint16)[:, None], np.ones((1, 1), np.float32), rows, scores)
+    exact.chosen(every.view(np.uint16)[:, None], np.ones((1, 1), np.float32), rows, False, scores)
     np.testing.assert_array_equal(scores[0], every.astype(np.float32))
     for d in DIMENSIONS:
         vectors, queries = clustered(50, d).astype(np.float16), clustered(3, d)
         rows = np.random.default_rng(d).integers(-1, 50, (3, 20))
         scores = np.full((3, 20), np.nan, np.float32)
-        asymmetric.half_products(vectors.view(np.uint16), queries, rows, scores)
+        exact.chosen(vectors.view(np.uint16), queries, rows, False, scores)
         expected = np.einsum("qid,qd->qi", vectors[rows].astype(float), queries.astype(float))
         np.testing.assert_allclose(scores, np.where(rows >= 0, expected, np.nan), rtol=1e-4, atol=1e-5)
 
