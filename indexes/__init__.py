@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from indexes.binary.recurrent import RecurrentBinaryIndex
     from indexes.binary.two_stage import TwoStageIndex
     from indexes.dense.flat import FlatIndex
+    from indexes.dense.graph import GraphIndex
     from indexes.dense.hnsw import HNSWIndex
+    from indexes.dense.ivf import IVFIndex
     from indexes.dense.ivfpq import IVFPQIndex
     from indexes.dense.scan import ScanIndex
+    from indexes.dense.tenants import TenantIndex
+    from indexes.groups import search_groups
     from indexes.recommending import recommend
     from indexes.sparse.blockmax import BlockMaxIndex
     from indexes.sparse.eager import EagerIndex
@@ -38,7 +42,10 @@ _HOME = {
     "FlatIndex": "indexes.dense.flat",
     "HNSWIndex": "indexes.dense.hnsw",
     "IVFPQIndex": "indexes.dense.ivfpq",
+    "IVFIndex": "indexes.dense.ivf",
+    "GraphIndex": "indexes.dense.graph",
     "ScanIndex": "indexes.dense.scan",
+    "TenantIndex": "indexes.dense.tenants",
     "BlockMaxIndex": "indexes.sparse.blockmax",
     "EagerIndex": "indexes.sparse.eager",
     "SeismicIndex": "indexes.sparse.seismic",
@@ -46,13 +53,14 @@ _HOME = {
     "TFIDF": "indexes.sparse.weighting",
     "Statistics": "indexes.sparse.weighting",
     "recommend": "indexes.recommending",
+    "search_groups": "indexes.groups",
     "Tuned": "indexes.tuning",
     "tune": "indexes.tuning",
 }
 __all__ = [
-    "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "HNSWIndex", "HammingIndex", "Hits", "IVFPQIndex",
-    "Index", "MultiIndexHashing", "RecurrentBinaryIndex", "ScanIndex", "SeismicIndex", "Statistics", "Tuned",
-    "TwoStageIndex", "build_on_disk", "load", "recommend", "tune",
+    "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "GraphIndex", "HNSWIndex", "HammingIndex", "Hits",
+    "IVFIndex", "IVFPQIndex", "Index", "MultiIndexHashing", "RecurrentBinaryIndex", "ScanIndex", "SeismicIndex",
+    "Statistics", "TenantIndex", "Tuned", "TwoStageIndex", "build_on_disk", "load", "recommend", "search_groups", "tune",
 ]  # fmt: skip
 
 

@@ -21,16 +21,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indexes.base import Hits, Index
+from indexes.binary.hamming import HammingIndex
+from indexes.binary.multi_index import MultiIndexHashing
+from indexes.dense.base import DenseIndex
 from indexes.dense.flat import FlatIndex
-from indexes.dense.hnsw import HNSWIndex
+from indexes.dense.store import VectorStore
 from indexes.errors import InvalidIds, InvalidParameter
 from indexes.sparse.blockmax import BlockMaxIndex
 from indexes.sparse.eager import EagerIndex
-from indexes.sparse.seismic import SeismicIndex
 
 logger = logging.getLogger(__name__)
 
-EXACT = (FlatIndex, EagerIndex, BlockMaxIndex)  # those that answer exactly at the first value of each of their ladders
+# those that answer exactly at the first value of each of their ladders
+EXACT = (FlatIndex, EagerIndex, BlockMaxIndex, HammingIndex, MultiIndexHashing)
+# parameter -> what `describe` calls the number beyond which more of it changes nothing
+BOUNDS = {"nprobe": "nlist", "candidates": "n", "ef_search": "n", "search_window": "n"}
 FEWEST = 20  # queries: below, a half of them says little about a recall
 TIE = 1e-6  # scores closer than this share of the k-th best are equal to it
 FASTER = 0.97  # times the time of a safer setting: what a riskier one must stay below
@@ -97,7 +102,7 @@ def tune(
     the choice. A few hundred are good; those that no document answers do not count, and 20 must remain.
     `exact`: what is right: an index over the same ids that answers exactly, or its `Hits` for these queries (k columns
     or more: documents as good as the k-th count only where they are listed). By default the first given index that is
-    exact itself, or else one made for the time being of the vectors that an `HNSWIndex` or a `SeismicIndex` holds.
+    exact itself, or else one made for the time being of the vectors that a given index holds beside its codes or lists.
     `budget_bytes`: indexes whose `describe()["bytes"]` are more are left out.
     `threads`: as for `search`, while times are taken; by default 1, which disturbs them least.
 
@@ -216,12 +221,19 @@ def _twin(indexes: Sequence[Index]) -> Index:
         if isinstance(index, EXACT):
             return index
     for index in indexes:
-        if isinstance(index, HNSWIndex) and len(index):
-            return FlatIndex(metric=index.metric).add(index.vectors, index.ids)
-        if isinstance(index, SeismicIndex):
-            return EagerIndex().add(index.vectors, index.ids)
+        vectors = _vectors(index)
+        if hasattr(vectors, "tocsr"):
+            return EagerIndex().add(vectors, index.ids)
+        if isinstance(index, DenseIndex) and vectors is not None and len(vectors):
+            return FlatIndex(metric=index.metric, dtype=vectors.dtype.name).add(vectors, index.ids)
     kinds = ", ".join(index.kind for index in indexes)
     raise InvalidParameter(f"exact is None, and {kinds} holds no vectors to search; give an exact index or its Hits")
+
+
+def _vectors(index: Any) -> Any:
+    """The vectors that an index holds, by row, as they are stored: (n, d), or sparse (n, V); None where it has none."""
+    store = getattr(index, "_store", None)
+    return store.vectors(index.d or 0) if isinstance(store, VectorStore) else getattr(index, "vectors", None)
 
 
 # -- what is fast ------------------------------------------------------------------------------------------------------
@@ -239,7 +251,7 @@ def _within(indexes: Sequence[Index], budget_bytes: int | None) -> dict[Index, i
 
 def _tried(index: Index, size: int, sample: _Sample, target: float) -> list[Setting]:
     """Every setting of the ladders, and the index's own, but for those beyond one that missed the target by far."""
-    ladders = index.search_ladders
+    ladders = _ladders(index)
     sample.search(index, {})  # what a first search builds, compiles or loads is no setting's fault
     tried: list[Setting] = []
 
@@ -259,6 +271,17 @@ def _tried(index: Index, size: int, sample: _Sample, target: float) -> list[Sett
         if recall < min(target, max(setting.recall for setting in tried)) - ABANDONED:
             abandoned.append(steps)
     return tried
+
+
+def _ladders(index: Index) -> dict[str, list[Any]]:
+    """The index's ladders without the values that do the same as a smaller one: more lists than it has, or rows."""
+    described = index.describe()
+    ladders = {}
+    for name, ladder in index.search_ladders.items():
+        bound = described.get(BOUNDS.get(name, ""))
+        enough = [] if bound is None else sorted(value for value in ladder if value is not None and value >= bound)
+        ladders[name] = [value for value in ladder if value not in enough[1:]]
+    return ladders
 
 
 def _fastest(safest_first: Sequence[Setting], sample: _Sample) -> Setting:

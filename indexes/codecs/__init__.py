@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
+from indexes.codecs.additive import RQ
 from indexes.codecs.base import Codec, ScoreError
 from indexes.codecs.binary import RaBitQ, SignBits
 from indexes.codecs.compose import Chain, Residual
 from indexes.codecs.floats import BFloat16, Float8, Float16, Float32
+from indexes.codecs.learned import Learned, Retrained
 from indexes.codecs.linear import PCA, LeanVec, LinearMap, RandomRotation
 from indexes.codecs.product import OPQ, PQ
 from indexes.codecs.scalar import LVQ, SQ
 
 __all__ = [
-    "LVQ", "OPQ", "PCA", "PQ", "SQ", "BFloat16", "Chain", "Codec", "Float8", "Float16", "Float32", "LeanVec",
-    "LinearMap", "RaBitQ", "RandomRotation", "Residual", "ScoreError", "SignBits",
+    "LVQ", "OPQ", "PCA", "PQ", "RQ", "SQ", "BFloat16", "Chain", "Codec", "Float8", "Float16", "Float32", "LeanVec",
+    "Learned", "LinearMap", "RaBitQ", "RandomRotation", "Residual", "Retrained", "ScoreError", "SignBits",
 ]  # fmt: skip

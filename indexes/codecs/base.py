@@ -36,6 +36,9 @@ KINDS = {
     "leanvec": "indexes.codecs.linear:LeanVec",
     "chain": "indexes.codecs.compose:Chain",
     "residual": "indexes.codecs.compose:Residual",
+    "rq": "indexes.codecs.additive:RQ",
+    "learned": "indexes.codecs.learned:Learned",
+    "retrained": "indexes.codecs.learned:Retrained",
 }
 BLOCK = 1 << 18  # numbers decoded at once: 1 MB, which stays in cache
 
@@ -249,6 +252,17 @@ class Codec(Fitted):
         if not isinstance(codes, np.ndarray) or codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != width:
             seen = f"{codes.dtype} {codes.shape}" if isinstance(codes, np.ndarray) else type(codes).__name__
             raise InvalidVectors(f"codes are {seen}; {self!r} for d = {self.d} takes uint8 (n, {width})")
+
+
+def unfitted(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The header of the same codec before `fit`; its parts, where it has some, are unfitted too."""
+
+    def inner(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inner(one) for one in value]
+        return unfitted(value) if isinstance(value, dict) and "kind" in value else value
+
+    return {**header, "d": None, "parameters": {name: inner(value) for name, value in header["parameters"].items()}}
 
 
 def check_vectors(vectors: Any, d: int | None = None, name: str = "vectors") -> np.ndarray:

@@ -73,6 +73,16 @@ class Chain(Composed):
         self._maps: list[LinearMap] = [part for part in maps if isinstance(part, LinearMap)]
         self._codec = codec
 
+    @classmethod
+    def of(cls, *parts: Fitted) -> Chain:
+        """A chain of parts that are fitted already. Raises `InvalidParameter` where their widths do not follow."""
+        made = cls(*parts)
+        needed = list(made._widths(made.parts[0].d or 0))
+        if [part.d for part in parts] != needed:
+            raise InvalidParameter(f"{made!r}: parts are for {[part.d for part in parts]} dimensions, not {needed}")
+        made.d = made.parts[0].d
+        return made
+
     def _widths(self, d: int) -> Iterator[int]:
         for part in self._maps:
             yield d

@@ -1,4 +1,4 @@
-"""Half bytes and bits in rows of bytes, and the tables that score them without unpacking."""
+"""Half bytes, quarters and bits in rows of bytes, and the tables that score them without unpacking."""
 
 from __future__ import annotations
 
@@ -9,15 +9,35 @@ from indexes.codecs.base import Scorer
 
 def pack_nibbles(values: np.ndarray) -> np.ndarray:
     """Numbers below 16, uint8 (n, d), two to a byte: uint8 (n, ceil(d / 2)), the first in the lower half."""
-    codes = values[:, ::2].copy()
-    codes[:, : values.shape[1] // 2] |= values[:, 1::2] << np.uint8(4)
-    return codes
+    return _paired(values, 4)
 
 
 def unpack_nibbles(codes: np.ndarray, d: int) -> np.ndarray:
     """The inverse of `pack_nibbles`: uint8 (n, d)."""
-    values = np.empty((len(codes), 2 * codes.shape[1]), np.uint8)
-    values[:, ::2], values[:, 1::2] = codes & np.uint8(15), codes >> np.uint8(4)
+    return _parted(codes, d, 4)
+
+
+def pack_quarters(values: np.ndarray) -> np.ndarray:
+    """Numbers below 4, uint8 (n, d), four to a byte: uint8 (n, ceil(d / 4)), the first in the lowest bits."""
+    return _paired(_paired(values, 2), 4)
+
+
+def unpack_quarters(codes: np.ndarray, d: int) -> np.ndarray:
+    """The inverse of `pack_quarters`: uint8 (n, d)."""
+    return _parted(_parted(codes, -(-d // 2), 4), d, 2)
+
+
+def _paired(values: np.ndarray, bits: int) -> np.ndarray:
+    """Of each two numbers one: the first, and the second moved up by `bits`."""
+    pairs = values[:, ::2].copy()
+    pairs[:, : values.shape[1] // 2] |= values[:, 1::2] << np.uint8(bits)
+    return pairs
+
+
+def _parted(pairs: np.ndarray, d: int, bits: int) -> np.ndarray:
+    """The inverse of `_paired`, of d numbers."""
+    values = np.empty((len(pairs), 2 * pairs.shape[1]), np.uint8)
+    values[:, ::2], values[:, 1::2] = pairs & np.uint8(2**bits - 1), pairs >> np.uint8(bits)
     return values[:, :d]
 
 

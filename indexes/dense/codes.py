@@ -32,6 +32,8 @@ def codes_for(codec: Codec, l2: bool) -> Codes:
 class Codes(ABC):
     """Codes by row. For "l2", squared lengths of the decoded vectors are kept beside them, float32 (n,)."""
 
+    unit: int = 1  # rows; a list (see `best_in`) fills so many, or a multiple
+
     def __init__(self, codec: Codec, l2: bool) -> None:
         self.codec, self.l2 = codec, l2
         self.squares = np.empty(0, np.float32)
@@ -62,7 +64,7 @@ class Codes(ABC):
         """Scores of the decoded vectors at `rows` int64 (m,), float32 (nq, m)."""
         return self._as_metric(self.codec.scorer(queries)(self.at(rows)), queries, rows)
 
-    def _as_metric(self, products: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _as_metric(self, products: np.ndarray, queries: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
         if not self.l2:
             return products
         lengths = np.einsum("ij,ij->i", queries, queries)[:, None]
@@ -93,6 +95,17 @@ class Codes(ABC):
         """Scores and ids (nq, count) of the best, ranked; -1 beyond the last. `allow` bool (n,), None for all.
 
         Scores may be rough, and lack what is equal for all documents of a query.
+        """
+
+    @abstractmethod
+    def best_in(
+        self, queries: np.ndarray, count: int, ids: np.ndarray, allow: np.ndarray, threads: int,
+        lists: np.ndarray, starts: np.ndarray, bounds: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """As `best`, among the `lists` of each query, int64 (nq, nprobe), -1 for none; `allow` is always given.
+
+        List i holds the rows from `starts[i]` to `starts[i + 1]` times `unit`, int64 (nlist + 1,). `bounds` float32
+        (nq, nprobe) are never below a score in that list, so that lists may be passed by; None where none are known.
         """
 
     @abstractmethod
@@ -149,6 +162,29 @@ class PlainCodes(Codes):
         topk.sort_heaps(heap_scores, heap_ids)
         return heap_scores, heap_ids
 
+    def best_in(
+        self, queries: np.ndarray, count: int, ids: np.ndarray, allow: np.ndarray, threads: int,
+        lists: np.ndarray, starts: np.ndarray, bounds: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        from indexes.kernels import topk
+
+        codes = self._packed()
+        labels = np.where(allow, ids, -1)
+        heap_scores, heap_ids = topk.empty_heaps(len(queries), count)
+
+        def work(a: int, b: int) -> None:
+            for q in range(a, b):
+                asked, heap = queries[q : q + 1], (heap_scores[q : q + 1], heap_ids[q : q + 1])
+                score = self.codec.scorer(asked)
+                for place, chosen in enumerate(lists[q].tolist()):
+                    rows = slice(starts[chosen], starts[chosen + 1]) if chosen >= 0 else slice(0, 0)
+                    if rows.stop > rows.start and (bounds is None or bounds[q, place] >= heap_scores[q, 0]):
+                        topk.push_rows(self._as_metric(score(codes[rows]), asked, rows), labels[rows], *heap)
+
+        in_chunks(work, len(queries), threads)
+        topk.sort_heaps(heap_scores, heap_ids)
+        return heap_scores, heap_ids
+
     def at(self, rows: np.ndarray) -> np.ndarray:
         return self._packed()[rows]
 
@@ -176,6 +212,8 @@ class BlockedCodes(Codes):
     Rounding a query moves its numbers by an eighth of what 4 bits per dimension do to the documents', and by twice what
     8 bits do: good enough to choose candidates, which are scored again in any case.
     """
+
+    unit = 16
 
     def __init__(self, codec: Codec, l2: bool, levels: Levels) -> None:
         super().__init__(codec, l2)
@@ -207,6 +245,26 @@ class BlockedCodes(Codes):
 
         merge(search, len(blocks), heap_scores, heap_ids, threads)
         topk.sort_heaps(heap_scores, heap_ids)
+        return heap_scores, heap_ids
+
+    def best_in(
+        self, queries: np.ndarray, count: int, ids: np.ndarray, allow: np.ndarray, threads: int,
+        lists: np.ndarray, starts: np.ndarray, bounds: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        from indexes.kernels import ivf, topk
+
+        words, bits, width = self._packed(), self._levels.bits, -(-self._levels.nbytes // 4)
+        weights, tilts = self._levels.query_terms(queries)
+        factor, terms = np.float32(2 if self.l2 else 1), self._row_terms()
+        heap_scores, heap_ids = topk.empty_heaps(len(queries), count)
+
+        def work(a: int, b: int) -> None:
+            ivf.search(
+                words, bits, width, starts, lists[a:b], ids, allow, *terms, weights[a:b], tilts[a:b], factor,
+                heap_scores[a:b], heap_ids[a:b],
+            )  # fmt: skip
+
+        in_chunks(work, len(queries), threads)
         return heap_scores, heap_ids
 
     def at(self, rows: np.ndarray) -> np.ndarray:

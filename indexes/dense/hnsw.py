@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from indexes.dense.faiss_base import FaissIndex, faiss_metric
-from indexes.dense.flat import FlatIndex
+from indexes.dense.flat import FEW, QUERY_BATCH, similarities
 from indexes.errors import InvalidParameter
 
 if TYPE_CHECKING:
     import faiss
 
-EXACT_BELOW = 0.1  # share of allowed rows under which scanning them beats walking a graph of mostly excluded ones
+EFFORT = 40  # vectors that a walk through the graph looks at for each candidate that it keeps, roughly
+SCANNED = 512  # rows scored at a time: they and their scores stay in cache
 REBUILD_ABOVE = 0.5  # share of removed slots at which the graph is built anew
 
 
@@ -26,7 +27,8 @@ class HNSWIndex(FaissIndex):
     n: 96 up to 100,000 vectors, 160 above. Where a filter or removals leave a share s of the vectors, 1 / s times
     as many are kept.
     The build runs on one thread so that the same vectors always give the same graph.
-    A search that finds fewer than k allowed rows, or allows few of them, is answered by an exact scan.
+    A search that finds fewer than k allowed rows is answered by an exact scan, and so is one that allows so few that
+    scanning them takes less time than the graph: a third of 40,000 vectors, a twelfth of a million.
     """
 
     kind = "hnsw"
@@ -72,12 +74,12 @@ class HNSWIndex(FaissIndex):
     ) -> tuple[np.ndarray, np.ndarray]:
         rows = None if allow is None else np.flatnonzero(allow)
         exist = min(k, len(self) if rows is None else len(rows))
-        if rows is not None and len(rows) <= EXACT_BELOW * len(self):
-            return self._scan(queries, k, rows, threads)
         assert self._faiss is not None
         # excluded and removed vectors take up places among the candidates
         answering = len(self) if rows is None else len(rows)
         ef = math.ceil(max(k, self._ef(knobs["ef_search"])) * self._faiss.ntotal / answering)
+        if rows is not None and len(rows) <= EFFORT * ef:
+            return self._scan(queries, k, rows, threads)
         scores, ids = self._search_slots(queries, k, rows, threads, ef=ef)
         short = np.flatnonzero((ids >= 0).sum(axis=1) < exist)
         if len(short):
@@ -87,30 +89,45 @@ class HNSWIndex(FaissIndex):
     @property
     def vectors(self) -> np.ndarray:
         """The stored vectors float32 (n, d), by row, normalised if the metric is "cosine". Copied at each call."""
-        return np.empty((0, self.d or 0), np.float32) if self._faiss is None else self._vectors(None)
+        return np.empty((0, self.d or 0), np.float32) if self._faiss is None else self._stored()[self._slots]
 
-    def _vectors(self, rows: np.ndarray | None) -> np.ndarray:
+    def _stored(self) -> np.ndarray:
+        """float32 (slots, d), by slot."""
         import faiss
 
         assert self._faiss is not None
         storage = faiss.downcast_index(self._faiss.storage)
-        stored = faiss.rev_swig_ptr(storage.get_xb(), storage.ntotal * storage.d).reshape(storage.ntotal, storage.d)
-        return stored[self._slots if rows is None else self._slots[rows]]
+        return faiss.rev_swig_ptr(storage.get_xb(), storage.ntotal * storage.d).reshape(storage.ntotal, storage.d)
 
     def _scan(
         self, queries: np.ndarray, k: int, rows: np.ndarray | None, threads: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Exact answers over the given rows. Stored vectors and queries are normalised already for cosine."""
-        exact = FlatIndex(metric="ip" if self.metric == "cosine" else self.metric)
-        exact.add(self._vectors(rows), self._ids if rows is None else self._ids[rows])
-        hits = exact.search(queries, k, threads=threads)
-        return hits.scores, hits.ids
+        from indexes.kernels import exact, topk
+
+        stored, slots = self._stored(), self._slots if rows is None else self._slots[rows]
+        ids = self._ids if rows is None else self._ids[rows]
+        metric = "ip" if self.metric == "cosine" else self.metric
+        heap_scores, heap_ids = topk.empty_heaps(len(queries), k)
+        for start in range(0, len(queries), QUERY_BATCH):
+            batch = slice(start, start + QUERY_BATCH)
+            asked = queries[batch]
+            for first in range(0, len(slots), SCANNED):
+                some = slots[first : first + SCANNED]
+                if len(asked) <= FEW:  # not worth a copy of the vectors: a third of the time
+                    scores = np.empty((len(asked), len(some)), np.float32)
+                    exact.chosen(stored, asked, np.tile(some, (len(asked), 1)), metric == "l2", scores)
+                else:
+                    scores = similarities(asked, stored[some], metric, threads)
+                topk.push_rows(scores, ids[first : first + SCANNED], heap_scores[batch], heap_ids[batch])
+        topk.sort_heaps(heap_scores, heap_ids)
+        return heap_scores, heap_ids
 
     def _remove(self, keep: np.ndarray) -> None:
         super()._remove(keep)
         assert self._faiss is not None
         if len(self._slots) < REBUILD_ABOVE * self._faiss.ntotal:
-            vectors = self._vectors(None)
+            vectors = self._stored()[self._slots]
             self._faiss, self._slots = None, np.empty(0, np.int64)
             if len(vectors):
                 self._add(vectors, self._ids[keep])

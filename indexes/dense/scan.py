@@ -11,6 +11,7 @@ import numpy as np
 from indexes.base import in_chunks
 from indexes.binary.base import id_order
 from indexes.codecs import SQ, Codec
+from indexes.codecs.base import unfitted
 from indexes.dense.base import DenseIndex
 from indexes.dense.codes import Codes, PlainCodes, codes_for
 from indexes.dense.store import DTYPES, VectorStore
@@ -22,12 +23,15 @@ class ScanIndex(DenseIndex):
 
     `codec`: any of `indexes.codecs`; None chooses `SQ(bits=4)`. The index keeps a copy of its own. SQ, LVQ, SignBits
     and RaBitQ, also behind linear maps (`Chain`), are scanned by integer products, many times as fast as the others.
+    For queries that come one at a time take `SQ(bits=2)`: such a scan waits for memory, and half the bytes make it 1.4
+    to 2 times as fast. A batch reads codes from the cache, and gains nothing.
     `rerank`: "float32" or "float16" stores the vectors too (4 d or 2 d bytes), and scores are exact for what is stored;
     None stores codes only, and scores are those of the decoded vectors. A loaded index leaves the vectors on disk
     unless `mmap=False`, and reads those of the candidates only.
     `metric`: "ip", "cosine" or "l2".
     `candidates`: how many are scored again, also a parameter of `search`; never less than k. None chooses 10 k, at
-    least 100: with 4 bits per dimension, the nearest 10 are nearly always among them; one bit needs some 1,000.
+    least 100: the nearest 10 are nearly always among them (of embeddings of 384 dimensions, among 30 with 4 bits per
+    dimension, 50 to 200 with 2, 300 to 1,000 with one).
     `fit` learns what the codec needs; codecs that learn nothing (float16) do without.
     """
 
@@ -56,12 +60,12 @@ class ScanIndex(DenseIndex):
         self.rerank, self.candidates = rerank, candidates
         self.d = self.codec.d
         self._codes: Codes | None = None
-        self._sorted: tuple[np.ndarray, np.ndarray | None] | None = None  # ids, and the row of each; made by a search
+        self._ranked: tuple[np.ndarray, np.ndarray | None] | None = None  # see `_ranks`; made by a search
         self._store = None if rerank is None else VectorStore(rerank, "rerank='float32'")
 
     def parameters(self) -> dict[str, Any]:
         return {
-            "codec": _unfitted(self.codec.header()), "metric": self.metric, "rerank": self.rerank,
+            "codec": unfitted(self.codec.header()), "metric": self.metric, "rerank": self.rerank,
             "candidates": self.candidates,
         }  # fmt: skip
 
@@ -91,7 +95,7 @@ class ScanIndex(DenseIndex):
         if self._store is not None:
             self._store.add(vectors)
         self._coded().add(codes)
-        self._sorted = None
+        self._ranked = None
         self.d = vectors.shape[1]
 
     def _coded(self) -> Codes:
@@ -101,7 +105,7 @@ class ScanIndex(DenseIndex):
 
     def _remove(self, keep: np.ndarray) -> None:
         self._coded().keep(keep)
-        self._sorted = None
+        self._ranked = None
         if self._store is not None:
             self._store.keep(keep)
 
@@ -114,29 +118,36 @@ class ScanIndex(DenseIndex):
         count = min(len(self), max(k, knobs["candidates"] or max(100, 10 * k)))
         if self._store is None and isinstance(codes, PlainCodes):  # its scores are not rough
             return codes.best(queries, k, self._ids, allow, threads)
-        _, ids = codes.best(queries, count, self._ids, allow, threads)
-        rows = self._rows_of(ids)
-        heap_scores, heap_ids = topk.empty_heaps(len(queries), k)
+        ranks, order = self._ranks()
+        _, found = codes.best(queries, count, ranks, allow, threads)
+        rows = found if order is None else np.where(found >= 0, order[found], -1)
+        heap_scores, heap_ranks = topk.empty_heaps(len(queries), k)
 
         def work(a: int, b: int) -> None:
             if self._store is None:
                 scores = codes.scores(queries[a:b], rows[a:b])
             else:
                 scores = self._store.scores(queries[a:b], rows[a:b], self.metric)
-            topk.push_lists(scores, ids[a:b], heap_scores[a:b], heap_ids[a:b])
+            topk.push_lists(scores, found[a:b], heap_scores[a:b], heap_ranks[a:b])
 
         in_chunks(work, len(queries), threads)
-        topk.sort_heaps(heap_scores, heap_ids)
-        return heap_scores, heap_ids
+        topk.sort_heaps(heap_scores, heap_ranks)
+        if ranks is self._ids:
+            return heap_scores, heap_ranks
+        best = heap_ranks if order is None else order[heap_ranks]
+        return heap_scores, np.where(heap_ranks >= 0, self._ids[best], -1)
 
-    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of ids of any shape; -1 for -1."""
-        if self._sorted is None:
-            order = id_order(self._ids)
-            self._sorted = (self._ids, None) if order is None else (self._ids[order], order)
-        ascending, order = self._sorted
-        places = np.searchsorted(ascending, np.maximum(ids, ascending[0]))
-        return np.where(ids >= 0, places if order is None else order[places], -1)
+    def _ranks(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The place of each row's id among all, int64 (n,), and the row at each place, or None where both are one.
+
+        Candidates are known by these: equals rank as their ids do, and rows need not be searched for.
+        """
+        if self._ranked is None:
+            order, ranks = id_order(self._ids), np.arange(len(self))
+            if order is not None:
+                ranks[order] = np.arange(len(self))
+            self._ranked = (self._ids if np.array_equal(ranks, self._ids) else ranks), order
+        return self._ranked
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
         arrays = {f"codec.{name}": array for name, array in self.codec.arrays().items()}
@@ -158,11 +169,3 @@ class ScanIndex(DenseIndex):
             raise CorruptIndex(f"n is {len(self)}, and d is missing")
         if self._store is not None:
             self._store.open(arrays["vectors"], len(self), self.d or 0)
-
-
-def _unfitted(header: dict[str, Any]) -> dict[str, Any]:
-    """The header of the same codec before `fit`."""
-    parameters = dict(header["parameters"])
-    if "parts" in parameters:
-        parameters["parts"] = [_unfitted(part) for part in parameters["parts"]]
-    return header | {"d": None, "parameters": parameters}

@@ -1,7 +1,8 @@
 """Products of bytes with signed bytes, added up as 32-bit integers: 64 products per instruction where it exists.
 
 The instruction is VPDPBUSD, of AVX-512 VNNI or AVX-VNNI. LLVM does not find it in loops, so that it is called by name;
-elsewhere the same sums are made of ordinary multiplications.
+elsewhere the same sums are made of products of 16 bits: 16 per instruction with AVX2 (VPMADDWD, a third of the speed),
+and with any processor as LLVM does it (a sixth).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ intrinsic: Any = extending.intrinsic  # mypy would count the typing context amon
 LANES = 16  # documents in a block: the 32-bit lanes of 512 bits
 WORD, LONG = ir.IntType(32), ir.IntType(64)
 VECTOR, FLOATS = ir.VectorType(WORD, LANES), ir.VectorType(ir.FloatType(), LANES)
+SHORTS = ir.VectorType(ir.IntType(16), 2 * LANES)
 _FEATURES = llvmlite.binding.get_host_cpu_features()
-FASTEST = next((name for name in ("avx512vnni", "avxvnni") if _FEATURES.get(name)), "portable")
+FASTEST = next((name for name in ("avx512vnni", "avxvnni", "avx2") if _FEATURES.get(name)), "portable")
 
 
 def make_products(bits: int, count: int, way: str = FASTEST) -> Any:
@@ -129,20 +131,45 @@ def _add(builder, totals, levels, four, way):
         for start in (0, LANES // 2):
             lanes = ir.Constant(ir.VectorType(WORD, LANES // 2), list(range(start, start + LANES // 2)))
             half = [builder.shuffle_vector(whole, whole, lanes) for whole in (totals, levels, four)]
-            halves.append(_call(builder, "llvm.x86.avx512.vpdpbusd.256", half))
+            halves.append(_call(builder, "llvm.x86.avx512.vpdpbusd.256", half, half[0].type))
         return builder.shuffle_vector(*halves, ir.Constant(VECTOR, list(range(LANES))))
-    for byte in range(4):
-        level = builder.and_(builder.lshr(levels, _same(8 * byte)), _same(255))
-        number = builder.ashr(builder.shl(four, _same(24 - 8 * byte)), _same(24))
-        totals = builder.add(totals, builder.mul(level, number))
+    if way == "avx2":
+        return builder.add(totals, _pairs(builder, levels, four))
+    # a byte times a signed byte fits 16 bits: the products of every other byte at once, then of those between
+    for byte in (0, 1):
+        level = builder.and_(builder.lshr(levels, _same(8 * byte)), _same(0x00FF00FF))
+        number = builder.bitcast(builder.shl(four, _same(8 - 8 * byte)), SHORTS)
+        number = builder.ashr(number, ir.Constant(SHORTS, [8] * 2 * LANES))
+        pair = builder.bitcast(builder.mul(builder.bitcast(level, SHORTS), number), VECTOR)
+        totals = builder.add(totals, builder.ashr(builder.shl(pair, _same(16)), _same(16)))
+        totals = builder.add(totals, builder.ashr(pair, _same(16)))
     return totals
+
+
+def _pairs(builder, levels, four):
+    """The sum of each lane's four products, by an instruction that adds products of 16 bits in pairs."""
+    halves, shorts = [], ir.VectorType(ir.IntType(16), LANES)
+    for start in (0, LANES // 2):
+        lanes = ir.Constant(ir.VectorType(WORD, LANES // 2), list(range(start, start + LANES // 2)))
+        half = []
+        for byte in (0, 1):
+            level = builder.and_(builder.lshr(levels, _same(8 * byte)), _same(0x00FF00FF))
+            number = builder.bitcast(builder.shl(four, _same(8 - 8 * byte)), SHORTS)
+            number = builder.bitcast(builder.ashr(number, ir.Constant(SHORTS, [8] * 2 * LANES)), VECTOR)
+            pair = [
+                builder.bitcast(builder.shuffle_vector(whole, whole, lanes), shorts) for whole in (level, number)
+            ]
+            half.append(_call(builder, "llvm.x86.avx2.pmadd.wd", pair, lanes.type))
+        halves.append(builder.add(*half))
+    return builder.shuffle_vector(*halves, ir.Constant(VECTOR, list(range(LANES))))
 
 
 def _same(number):
     return ir.Constant(VECTOR, [number] * LANES)
 
 
-def _call(builder, name, arguments):
-    kind = arguments[0].type
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+def _call(builder, name, arguments, kind=VECTOR):
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(kind, [argument.type for argument in arguments]), name
+    )
     return builder.call(function, arguments)

@@ -13,15 +13,19 @@ import numpy as np
 from numba import njit
 
 from indexes.kernels.multiply_add import LANES, make_products, rate
+from indexes.kernels.popcount import popcount
 from indexes.kernels.prefetch import prefetch_range
-from indexes.kernels.topk import push_one
+from indexes.kernels.topk import is_worse, push_one
 
 TILE = 1 << 17  # bytes of codes that all queries meet in turn
-AHEAD = 1  # blocks: so far ahead memory is asked for when no other query hides the wait
-WIDE, WIDE_SIGNS = 8, 2  # queries for each visit to a block: as many sums as there are registers
+BATCH = 256  # queries that meet the codes together: what is kept for each takes memory
+ROOM = 64  # entries kept beyond k, at least, until they are thinned out
+AHEAD = 4  # blocks: so far ahead memory is asked for when no other query hides the wait
+WIDE, WIDE_QUARTERS, WIDE_SIGNS = 8, 4, 2  # queries for each visit to a block: as many sums as there are registers
 
 one_8, wide_8 = make_products(8, 1), make_products(8, WIDE)
 one_4, wide_4 = make_products(4, 1), make_products(4, WIDE)
+one_2, wide_2 = make_products(2, 1), make_products(2, WIDE_QUARTERS)
 one_1, wide_1 = make_products(1, 1), make_products(1, WIDE_SIGNS)
 
 
@@ -40,18 +44,26 @@ def separate(words: np.ndarray, rows: np.ndarray, nbytes: int) -> np.ndarray:
     return np.ascontiguousarray(chosen.view(np.uint8).reshape(len(rows), words.shape[1] * 4)[:, :nbytes])
 
 
-def quantize_queries(weights: np.ndarray, bits: int, W: int) -> tuple[np.ndarray, np.ndarray]:
+@njit(nogil=True, cache=True)
+def quantize_queries(weights, bits, W):
     """Weights float32 (nq, d) as signed bytes, uint32 (nq, W, 8 // bits), and what to multiply them by, float32 (nq,).
 
     The largest number of each query becomes 127 or -127. The order is that of the numbers in `interleave`d codes.
     """
     nq, d = weights.shape
-    steps = np.abs(weights).max(axis=1) / np.float32(127)
     parts = 8 // bits
-    padded = np.zeros((nq, W * 4 * parts), np.int8)
-    padded[:, :d] = np.rint(weights / np.where(steps > 0, steps, 1)[:, None])
-    ordered = np.ascontiguousarray(padded.reshape(nq, W, 4, parts).transpose(0, 1, 3, 2))
-    return ordered.view(np.uint32)[..., 0], steps
+    numbers, steps = np.zeros(nq * W * parts * 4, np.int8), np.zeros(nq, np.float32)
+    for q in range(nq):
+        largest = np.float32(0)
+        for i in range(d):
+            largest = max(largest, abs(weights[q, i]))
+        steps[q] = largest / np.float32(127)
+        step = steps[q] if steps[q] > 0 else np.float32(1)
+        for i in range(d):
+            word, place = divmod(i, 4 * parts)
+            byte, part = divmod(place, parts)
+            numbers[((q * W + word) * parts + part) * 4 + byte] = np.int8(np.rint(weights[q, i] / step))
+    return numbers.view(np.uint32).reshape(nq, W, parts), steps
 
 
 @njit(nogil=True, cache=True)
@@ -65,31 +77,70 @@ def search(
     those to visit; `ids` int64 (n,); `allowed` bool (n,) or (0,) for all; `scales`, `offsets`, `squares` float32, LANES
     for each block, or (0,) for 1, 0 and 0; `queries` uint32 (nq, width, 8 // bits); `slopes`, `tilts` float32 (nq,).
     """
+    nq, k = heap_scores.shape
+    size = min(nq, BATCH)
+    room = k + max(k // 4, ROOM)
+    kept_scores, kept_ids = np.empty((size, room), np.float32), np.empty((size, room), np.int64)
+    for first in range(0, nq, BATCH):
+        last = min(nq, first + BATCH)
+        least, counts = heap_scores[first:last, 0].copy(), np.zeros(last - first, np.int64)
+        collect(
+            words, bits, width, blocks, ids, allowed, scales, offsets, squares, queries[first:last], slopes[first:last],
+            tilts[first:last], kept_scores, kept_ids, counts, least, k,
+        )  # fmt: skip
+        for q in range(last - first):
+            for i in range(min(k, counts[q])):
+                push_one(kept_scores[q, i], kept_ids[q, i], heap_scores[first + q], heap_ids[first + q])
+
+
+@njit(nogil=True, cache=True)
+def collect(
+    words, bits, width, blocks, ids, allowed, scales, offsets, squares, queries, slopes, tilts,
+    kept_scores, kept_ids, counts, least, k,
+):  # fmt: skip
+    """Write for each query the best k of some blocks to the front of `kept_scores`, `kept_ids` (nq, more than k).
+
+    `counts` int64 (nq,): how many are filled, of which those beyond k are not among the best; `least` float32 (nq,):
+    what a score must reach, which rises with those kept.
+    """
     W, nq, stride = words.shape[1], queries.shape[0], queries.shape[1] * queries.shape[2]
     flat, asked = words.reshape(-1), queries.reshape(-1)
-    wide = WIDE_SIGNS if bits == 1 else WIDE
+    wide = WIDE_SIGNS if bits == 1 else WIDE_QUARTERS if bits == 2 else WIDE
     sums, scores = np.empty(WIDE * LANES, np.int32), np.empty(LANES, np.float32)
+    named = np.zeros(nq, np.int64)  # entries that have their ids; behind them are rows
     step = max(1, TILE // (W * LANES * 4))
     for start in range(0, blocks.shape[0], step):
         stop = min(blocks.shape[0], start + step)
         query = 0
         while query < nq:
-            count = wide if query + wide <= nq else 1
+            together = wide if query + wide <= nq else 1
             for place in range(start, stop):
                 block = blocks[place]
-                if count == 1:
+                if together == 1:
                     ahead = blocks[min(place + AHEAD, blocks.shape[0] - 1)] * W * LANES
                     prefetch_range(flat, ahead, ahead + W * LANES)
-                multiply(flat, block * W * LANES, bits, width, asked, query * stride, count, sums)
-                for i in range(count):
+                multiply(flat, block * W * LANES, bits, width, asked, query * stride, together, sums)
+                for i in range(together):
                     q = query + i
-                    least = heap_scores[q, 0]  # no row of the heaps is taken out before it is needed: that costs more
                     found = rate(
-                        sums, i * LANES, slopes[q], scales, tilts[q], offsets, squares, block * LANES, least, scores
+                        sums, i * LANES, slopes[q], scales, tilts[q], offsets, squares, block * LANES, least[q], scores
                     )
                     if found:
-                        offer(found, scores, block * LANES, ids, allowed, heap_scores[q], heap_ids[q])
-            query += count
+                        if counts[q] + LANES > kept_scores.shape[1]:
+                            settle(kept_scores[q], kept_ids[q], ids, named[q], counts[q], k)
+                            counts[q], named[q], least[q] = k, k, kept_scores[q, k - 1]
+                        count, bits_left = counts[q], np.int64(found)
+                        while bits_left:
+                            lane = np.int64(popcount(np.uint64((bits_left & -bits_left) - 1)))  # of the lowest bit
+                            bits_left &= bits_left - 1
+                            row = block * LANES + lane
+                            if row < ids.shape[0] and (allowed.shape[0] == 0 or allowed[row]):
+                                kept_scores[q, count], kept_ids[q, count] = scores[lane], row
+                                count += 1
+                        counts[q] = count
+            query += together
+    for q in range(nq):
+        settle(kept_scores[q], kept_ids[q], ids, named[q], counts[q], k)
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -105,6 +156,11 @@ def multiply(words, at, bits, width, queries, first, count, sums):
             one_8(words, at, width, queries, first, sums)
         else:
             wide_8(words, at, width, queries, first, sums)
+    elif bits == 2:
+        if count == 1:
+            one_2(words, at, width, queries, first, sums)
+        else:
+            wide_2(words, at, width, queries, first, sums)
     elif count == 1:
         one_1(words, at, width, queries, first, sums)
     else:
@@ -112,8 +168,40 @@ def multiply(words, at, bits, width, queries, first, count, sums):
 
 
 @njit(nogil=True, cache=True)
-def offer(found, scores, start, ids, allowed, heap_scores, heap_ids):
-    """Offer those documents of a block that have a bit in `found` to a heap."""
-    for i in range(min(LANES, ids.shape[0] - start)):
-        if (found >> np.uint32(i)) & np.uint32(1) and (allowed.shape[0] == 0 or allowed[start + i]):
-            push_one(scores[i], ids[start + i], heap_scores, heap_ids)
+def settle(kept_scores, kept_ids, ids, named, count, k):
+    """Give the entries from `named` on the ids of their rows, and thin all out.
+
+    Not one by one as they are found: each would be waited for, as none is in the cache.
+    """
+    for i in range(named, count):
+        kept_ids[i] = ids[kept_ids[i]]
+    thin_out(kept_scores, kept_ids, count, k)
+
+
+@njit(nogil=True, cache=True)
+def thin_out(scores, ids, count, k):
+    """Bring the best k of the first `count` entries to the front, the k-th in its place (Hoare's quickselect).
+
+    A heap would order all that it ever held: to keep 1,000 of 200,000 so took as long as to score them.
+    """
+    low, high, place = 0, count - 1, k - 1
+    while low < high and place <= high:
+        middle = low + (high - low) // 2
+        for a, b in ((low, middle), (middle, high), (low, middle)):  # the median of three becomes the pivot
+            if is_worse(scores[a], ids[a], scores[b], ids[b]):
+                scores[a], scores[b], ids[a], ids[b] = scores[b], scores[a], ids[b], ids[a]
+        score, label, i, j = scores[middle], ids[middle], low, high
+        while i <= j:
+            while is_worse(score, label, scores[i], ids[i]):
+                i += 1
+            while is_worse(scores[j], ids[j], score, label):
+                j -= 1
+            if i <= j:
+                scores[i], scores[j], ids[i], ids[j] = scores[j], scores[i], ids[j], ids[i]
+                i, j = i + 1, j - 1
+        if place <= j:
+            high = j
+        elif place >= i:
+            low = i
+        else:
+            break

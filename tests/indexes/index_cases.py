@@ -15,7 +15,9 @@ from indexes.binary.multi_index import MultiIndexHashing
 from indexes.binary.recurrent import RecurrentBinaryIndex
 from indexes.binary.two_stage import TwoStageIndex
 from indexes.codecs import LVQ, SQ, Codec, Float32, RaBitQ
+from indexes.dense.ivf import IVFIndex
 from indexes.dense.scan import ScanIndex
+from indexes.dense.tenants import TenantIndex
 from indexes.sparse.weighting import METHODS
 
 D, V, BYTES = 16, 60, 5  # width of the dense, sparse and binary vectors
@@ -70,6 +72,14 @@ def fitted_scan(codec: Codec, **parameters: Any) -> Index:
     return ScanIndex(codec=codec, **parameters).fit(np.random.default_rng(1).normal(size=(64, D)))
 
 
+def fitted_tenants(**parameters: Any) -> Index:
+    return TenantIndex(nlist=8, **parameters).fit(np.random.default_rng(1).normal(size=(64, D)))
+
+
+def fitted_ivf(**parameters: Any) -> Index:
+    return IVFIndex(nlist=3, **parameters).fit(np.random.default_rng(1).normal(size=(64, D)))
+
+
 CASES = [
     *(Case(f"flat-{m}-{t}", lambda m=m, t=t: FlatIndex(metric=m, dtype=t)) for m in ("ip", "cosine", "l2")
       for t in ("float32", "float16")),
@@ -100,4 +110,9 @@ CASES = [
     Case("two-stage-fitted", fitted_two_stage, exact=False),
     *(Case(f"recurrent-binary-{m}-{levels}", lambda m=m, levels=levels: RecurrentBinaryIndex(metric=m, levels=levels))
       for m in ("ip", "cosine") for levels in (2, 4)),
+    *(Case(f"tenants-{m}-{t}", lambda m=m, t=t: fitted_tenants(metric=m, dtype=t)) for m in ("ip", "cosine", "l2")
+      for t in ("float32", "float16")),
+    *(Case(f"ivf-{m}", lambda m=m: fitted_ivf(metric=m), exact=False) for m in ("ip", "cosine", "l2")),
+    *(Case(f"ivf-{c.kind}-{m}", lambda m=m, c=c, r=r: fitted_ivf(codec=c, metric=m, rerank=r, nprobe=3), exact=e)
+      for m in ("ip", "cosine", "l2") for c, r, e in ((Float32(), None, True), (LVQ(bits=4), "float16", False))),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Scans over codes: integer kernels, levels of codecs, candidates, exact scores, files, against their definitions."""
+"""Scans over codes: levels of codecs, candidates, exact scores, files, against their definitions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numba import njit
 
 import indexes
 from indexes import FlatIndex, ScanIndex
@@ -17,10 +14,10 @@ from indexes.codecs import LVQ, PCA, PQ, SQ, Chain, Float16, LeanVec, RaBitQ, Ra
 from indexes.codecs.levels import levels_of
 from indexes.dense import store
 from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors, NotFitted
-from indexes.kernels import exact, multiply_add, scan, topk
-from indexes.kernels.multiply_add import LANES
+from indexes.kernels import exact
 
 CODECS = {
+    "sq2": SQ(bits=2), "lvq2": LVQ(bits=2),
     "sq4": SQ(bits=4), "sq8": SQ(), "sq4-global": SQ(bits=4, scope="global"), "lvq4": LVQ(bits=4), "lvq8": LVQ(),
     "signs": SignBits(), "rabitq": RaBitQ(), "rotated-sq4": Chain(RandomRotation(), SQ(bits=4)),
     "leanvec-lvq8": Chain(LeanVec(dimensions=9), LVQ()), "pca-rabitq": Chain(PCA(dimensions=10), RaBitQ()),
@@ -48,83 +45,7 @@ def fitted(codec, **parameters):
     return ScanIndex(codec=codec, **parameters).fit(vectors, queries).add(vectors), vectors, queries
 
 
-# -- kernels -----------------------------------------------------------------------------------------------------------
-
-WAYS = ["portable"] + [way for way in ("avx512vnni", "avxvnni") if multiply_add._FEATURES.get(way)]
-
-
-@pytest.mark.parametrize(("way", "bits", "count"), [(w, b, c) for w in WAYS for b in (1, 4, 8) for c in (1, 2)])
-def test_products_of_integers(way, bits, count):
-    """Of the largest numbers too, one block after another; every way of computing gives the same sums."""
-    products = multiply_add.make_products(bits, count, way)
-
-    @njit
-    def call(words, at, width, queries, first, sums):
-        products(words, at, width, queries, first, sums)
-
-    rng, parts = np.random.default_rng(bits), 8 // bits
-    for d, extreme in ((1, False), (37, False), (200, True)):
-        levels = rng.integers(0, 2**bits, (3 * LANES, d), np.uint8)
-        weights = rng.integers(-127, 128, (count + 1, d)).astype(np.float32)
-        if extreme:
-            levels[LANES:], weights[1:] = 2**bits - 1, rng.choice([-127, 127], (count, 1))
-        weights[:, 0] = 127  # so that quantising changes nothing
-        padded = np.zeros((len(levels), -(-d // parts) * parts), np.uint8)
-        padded[:, :d] = levels
-        codes = sum(padded[:, part::parts] << np.uint8(bits * part) for part in range(parts)).astype(np.uint8)
-        words = scan.interleave(codes)
-        asked, steps = scan.quantize_queries(weights, bits, words.shape[1])
-        assert (steps == 1).all()
-        for block in range(3):
-            sums = np.full(count * LANES, -1, np.int32)
-            W = words.shape[1]
-            call(words.reshape(-1), block * W * LANES, W, asked.reshape(-1), W * parts, sums)
-            expected = weights[1:].astype(int) @ levels[block * LANES : (block + 1) * LANES].T.astype(int)
-            np.testing.assert_array_equal(sums.reshape(count, LANES), expected)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 70), st.integers(1, 13), st.integers(0, 2**32))
-def test_interleaved_codes_come_back(n, nbytes, seed):
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(0, 256, (n, nbytes), np.uint8)
-    words = scan.interleave(codes)
-    assert words.shape == (-(-n // LANES), -(-nbytes // 4), LANES) and words.dtype == np.uint32
-    rows = rng.permutation(n)
-    np.testing.assert_array_equal(scan.separate(words, rows, nbytes), codes[rows])
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.sampled_from([1, 4, 8]), st.integers(1, 90), st.integers(1, 30), st.integers(1, 19), st.integers(0, 2**32))
-def test_search_is_its_definition(bits, n, d, nq, seed):
-    """Scores by the formula, with all kinds of terms, some rows and some blocks only; queries in any number."""
-    rng, parts = np.random.default_rng(seed), 8 // bits
-    codes = rng.integers(0, 256, (n, -(-d // parts)), np.uint8)
-    levels = np.stack([codes >> np.uint8(bits * part) & np.uint8(2**bits - 1) for part in range(parts)], 2)
-    levels = levels.reshape(n, -1)[:, :d].astype(int)
-    words = scan.interleave(codes)
-    weights = rng.integers(-127, 128, (nq, d)).astype(np.float32)
-    weights[:, 0] = -127
-    asked, _ = scan.quantize_queries(weights, bits, words.shape[1])
-    nothing, room = np.empty(0, np.float32), len(words) * LANES
-    scales, offsets = rng.integers(-3, 4, (2, room)).astype(np.float32) if rng.random() < 0.5 else (nothing, nothing)
-    squares = rng.integers(0, 99, room).astype(np.float32) if rng.random() < 0.5 else nothing
-    slopes, tilts = rng.integers(1, 3, nq).astype(np.float32), rng.integers(-9, 9, nq).astype(np.float32)
-    allowed = rng.random(n) < 0.4 if rng.random() < 0.5 else np.empty(0, np.bool_)
-    blocks = np.sort(rng.permutation(len(words))[: rng.integers(1, len(words) + 1)])
-    ids, k = rng.permutation(n) * 2, int(rng.integers(1, 9))
-    heaps, W = topk.empty_heaps(nq, k), words.shape[1]
-    scan.search(words, bits, W, blocks, ids, allowed, scales, offsets, squares, asked, slopes, tilts, *heaps)
-    topk.sort_heaps(*heaps)
-    whole = (weights @ levels.T) * slopes[:, None]
-    if len(scales):
-        whole = whole * scales[:n] + tilts[:, None] * offsets[:n]
-    whole = whole - squares[:n] if len(squares) else whole
-    rows = [i for i in range(n) if i // LANES in blocks and (not len(allowed) or allowed[i])]
-    for q in range(nq):
-        best = sorted(rows, key=lambda i: (-whole[q, i], ids[i]))[:k]
-        assert heaps[1][q].tolist() == [*ids[best], *[-1] * (k - len(best))]
-        np.testing.assert_allclose(heaps[0][q, : len(best)], whole[q, best], rtol=1e-6)
+# -- exact scores -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [1, 7, 64, 130])
@@ -196,7 +117,8 @@ def test_codes_alone_rank_by_the_decoded_vectors(name, metric):
 
 @pytest.mark.parametrize("metric", ["ip", "cosine", "l2"])
 @pytest.mark.parametrize(("name", "candidates", "least"), [
-    ("sq8", 20, 0.99), ("sq4", 40, 0.99), ("lvq4", 40, 0.99), ("rotated-sq4", 40, 0.98), ("rabitq", 150, 0.9),
+    ("sq8", 20, 0.99), ("sq2", 60, 0.95), ("lvq2", 60, 0.95),
+    ("sq4", 40, 0.99), ("lvq4", 40, 0.99), ("rotated-sq4", 40, 0.98), ("rabitq", 150, 0.9),
     ("pq", 250, 0.8), ("float16", 10, 0.99),
 ])  # fmt: skip
 def test_few_candidates_hold_the_nearest(name, candidates, least, metric):
@@ -257,6 +179,29 @@ def test_added_in_parts_and_removed_is_added_at_once(codec, metric):
     a, b = parts.search(queries, 20), whole.search(queries, 20)
     np.testing.assert_array_equal(a.ids, b.ids)
     np.testing.assert_allclose(a.scores, b.scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+@pytest.mark.parametrize("codec", [SQ(bits=2), PQ(M=3, bits=4)], ids=["sq2", "pq"])
+def test_equals_rank_by_id_whatever_the_order_of_the_ids(codec, metric):
+    vectors, queries = clustered(40, 12).repeat(3, axis=0), clustered(6, 12, seed=1)
+    for ids in (np.arange(120), np.arange(120) * 3 + 7, np.random.default_rng(0).permutation(1000)[:120]):
+        truth = FlatIndex(metric=metric).add(vectors, ids)
+        index = ScanIndex(codec=codec, metric=metric, candidates=120).fit(vectors).add(vectors, ids)
+        for allow in (None, np.arange(120) % 5 < 2):
+            hits, right = index.search(queries, 9, allow=allow), truth.search(queries, 9, allow=allow)
+            groups = np.argsort(ids)[np.searchsorted(np.sort(ids), hits.ids)] // 3
+            expected = np.argsort(ids)[np.searchsorted(np.sort(ids), right.ids)] // 3
+            np.testing.assert_array_equal(groups, expected)
+            for q in range(6):
+                for group in set(groups[q].tolist()):
+                    found = hits.ids[q][groups[q] == group].tolist()
+                    members = ids[3 * group : 3 * group + 3]
+                    members = members if allow is None else members[allow[3 * group : 3 * group + 3]]
+                    assert found == sorted(members.tolist())[: len(found)]
+        index.remove(ids[::2])
+        truth.remove(ids[::2])
+        assert (index.search(queries, 1, candidates=60).ids >= 0).all()
 
 
 def test_fitting():

@@ -15,7 +15,23 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import indexes
-from indexes import BlockMaxIndex, EagerIndex, FlatIndex, Hits, HNSWIndex, Index, IVFPQIndex, SeismicIndex, tune, tuning
+from indexes import (
+    BlockMaxIndex,
+    EagerIndex,
+    FlatIndex,
+    HammingIndex,
+    Hits,
+    HNSWIndex,
+    Index,
+    IVFPQIndex,
+    MultiIndexHashing,
+    ScanIndex,
+    SeismicIndex,
+    TwoStageIndex,
+    tune,
+    tuning,
+)
+from indexes.codecs import SQ
 from indexes.errors import InvalidIds, InvalidParameter
 
 SPLADE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "splade-v3-nfcorpus"
@@ -231,6 +247,49 @@ def test_each_kind_finds_what_it_promises_and_keeps_its_setting(kind, target, tm
     assert np.array_equal(default.ids, named.ids)
 
 
+@pytest.mark.parametrize("make", [
+    *(lambda m=m, r=r: ScanIndex(codec=SQ(bits=2), metric=m, rerank=r) for m, r in (
+        ("ip", "float32"), ("cosine", "float32"), ("l2", "float16"))),
+    *(lambda m=m: TwoStageIndex(metric=m, rescore="float16") for m in ("ip", "cosine")),
+    *(lambda m=m: HNSWIndex(metric=m) for m in ("ip", "cosine")),
+])  # fmt: skip
+def test_what_is_right_comes_from_the_vectors_that_an_index_keeps(make):
+    rows, queries = clustered(1000, 60)
+    rows *= np.random.default_rng(0).uniform(0.5, 2, (1000, 1)).astype(np.float32)
+    index, ids = make(), np.random.default_rng(1).permutation(5000)[:1000]
+    index.fit(rows).add(rows, ids)
+    halves = "float16" in (getattr(index, "rerank", None), getattr(index, "rescore", None))
+    exact = FlatIndex(metric=index.metric, dtype="float16" if halves else "float32").add(rows, ids)
+    twin = tuning._twin([index])
+    assert isinstance(twin, FlatIndex) and np.array_equal(twin.search(queries, 3).ids, exact.search(queries, 3).ids)
+    tuned = tune(index, queries, K, target_recall=0.9)
+    assert tuned.reached and tuned.chosen.recall == pytest.approx(recall(index, exact, queries[::2]), abs=0.005)
+
+
+@pytest.mark.parametrize("kind", [HammingIndex, MultiIndexHashing])
+def test_exact_search_of_codes_is_right_itself(kind):
+    codes = np.random.default_rng(0).integers(0, 256, (300, 4), np.uint8)
+    index = kind().add(codes)
+    assert tuning._twin([index]) is index
+    assert tune(index, codes[:40]).held_out_recall == 1
+
+
+@pytest.mark.parametrize("make, name, expected", [
+    (lambda rows: IVFPQIndex(metric="l2", bytes=8, nlist=40, opq=False), "nprobe", [64, 32, 16, 8, 4, 2, 1]),
+    (lambda rows: IVFPQIndex(metric="l2", bytes=8, nlist=32, opq=False), "nprobe", [32, 16, 8, 4, 2, 1]),
+    (lambda rows: ScanIndex(), "candidates", [2000, 1000, 500, 200, 100, 50, 30, 20, 15, 10]),
+    (lambda rows: HNSWIndex(), "ef_search", list(HNSWIndex.search_ladders["ef_search"])),
+])  # fmt: skip
+def test_more_than_an_index_has_is_tried_once(make, name, expected):
+    rows, queries = clustered(1100, 40)
+    index = make(rows)
+    index.fit(rows).add(rows)
+    assert tuning._ladders(index) == {name: expected}
+    tuned = tune(index, queries, K, exact=FlatIndex(metric=index.metric).add(rows), target_recall=0.2)
+    own = [setting.knobs[name] for setting in tuned.curve]
+    assert own[own.index(expected[0]):] == expected[: len(own) - own.index(expected[0])]
+
+
 def test_the_settings_tried_and_their_recall_are_the_same_every_time():
     rows, queries = splade_like(2000, 80)
     index = SeismicIndex().add(rows)
@@ -314,6 +373,10 @@ def test_queries_without_an_answer_do_not_count():
 def test_codes_alone_are_nothing_to_compare_with():
     with pytest.raises(InvalidParameter, match="exact is None, and ivfpq holds no vectors"):
         tune(made(IVFPQIndex, clustered(500, 0)[0]), clustered(500, 40)[1])
+    rows = clustered(500, 0)[0]
+    for index in (ScanIndex(rerank=None).fit(rows), TwoStageIndex(rescore="code")):
+        with pytest.raises(InvalidParameter, match=f"{index.kind} holds no vectors"):
+            tune(index.add(rows), rows[:40])
 
 
 def test_indexes_over_other_ids_are_refused():
