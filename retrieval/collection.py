@@ -123,7 +123,7 @@ class Collection:
             for name, retriever in change.retrievers.items():
                 told = _named(progress, name)
                 retriever.remove(gone)
-                if not len(retriever.index) or retriever.encoder.outgrown(len(store)):
+                if not len(retriever.index) or retriever.outgrown(len(store)):
                     change.retrievers[name] = retriever.emptied()
                     change.retrievers[name].build(store.keys(), store.contents, told, self._encodings(name))
                 else:
@@ -141,12 +141,22 @@ class Collection:
         return count
 
     def add_index(self, name: str, retriever: Retriever, progress: Progress | None = None) -> None:
-        """Index the documents in one more way, beside those there are. Raises `CollectionError` for a name in use."""
+        """Index the documents in one more way, beside those there are. Raises `CollectionError` for a name in use.
+
+        `retriever`: empty, or one that holds the documents that were there earlier, under their keys: then it is
+        brought up to date.
+        """
         _check_name(name)
         with self._changing() as change:
             if name in change.retrievers:
                 raise CollectionError(f"index {name!r} is there already; drop it first")
-            retriever.build(change.store.keys(), change.store.contents, _named(progress, name), self._encodings(name))
+            store, keys, told = change.store, change.store.keys(), _named(progress, name)
+            retriever.remove(np.setdiff1d(retriever.index.ids, keys))
+            if len(retriever.index):
+                last = int(retriever.index.ids.max())
+                retriever.add(store.keys(last), store.contents(last), told, self._encodings(name))
+            else:
+                retriever.build(keys, store.contents, told, self._encodings(name))
             change.retrievers[name] = retriever
 
     def drop_index(self, name: str) -> None:
@@ -193,7 +203,10 @@ class Collection:
             return tune(index, vectors, k, target_recall=target_recall, exact=exact, threads=threads)
 
     def compact(self, progress: Progress | None = None) -> None:
-        """Build every index anew from the documents (encoders that learn are fitted again) and free disk space."""
+        """Build every index anew from the documents (encoders that learn are fitted again) and free disk space.
+
+        Trained indexes keep what training gave, and the encoder whose vectors it was learned from.
+        """
         with self._changing() as change:
             keys = change.store.keys()
             for name, retriever in change.retrievers.items():

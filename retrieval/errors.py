@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eval.errors import MissingExtra
 
-__all__ = ["CollectionError", "CollectionLocked", "DuplicateDocument", "EncoderError", "MissingExtra"]
+__all__ = ["CollectionError", "CollectionLocked", "DuplicateDocument", "EncoderError", "MissingExtra", "TrainingError"]
 
 
 class EncoderError(ValueError):
@@ -21,3 +21,7 @@ class CollectionLocked(CollectionError):
 
 class DuplicateDocument(CollectionError):
     """An id that the collection has already, or that the documents to be added hold twice."""
+
+
+class TrainingError(ValueError):
+    """Training data, a method or a checkpoint that does not fit; the message says what was expected."""

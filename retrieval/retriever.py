@@ -43,18 +43,20 @@ class Retriever:
     ) -> None:
         """Fit encoder and index on the texts where they learn, and add them under `keys` int64 (n,).
 
+        An encoder stays as it is where a trained index learned from its vectors (`Index.trained`).
         `texts()` starts a new pass over them. `encodings`: a folder in which the vectors of a costly encoder are kept
         chunk by chunk, so that an interrupted build goes on where it stopped.
         """
         if not len(keys):
             return
-        if progress and type(self.encoder).fit is not Encoder.fit:
-            progress("fitting", 0, 0)
-        self.encoder.fit(texts)
+        if not self.index.trained:
+            if progress and type(self.encoder).fit is not Encoder.fit:
+                progress("fitting", 0, 0)
+            self.encoder.fit(texts)
         if not self.index.needs_fit:
             self.add(keys, texts(), progress, encodings)
             return
-        vectors = np.concatenate(list(self._encoded(texts(), len(keys), progress, encodings)))
+        vectors = np.concatenate(list(self.encoded(texts(), len(keys), progress, encodings)))
         self.index.fit(vectors[:: max(1, -(-len(keys) // TRAINING_SAMPLE))])
         self.index.add(vectors, keys)
 
@@ -68,13 +70,14 @@ class Retriever:
         """Add texts under `keys` int64 (n,), with the encoder and index as they were fitted."""
         self.index = _suited(self.index, len(self.index) + len(keys))
         start = 0
-        for vectors in self._encoded(texts, len(keys), progress, encodings):
+        for vectors in self.encoded(texts, len(keys), progress, encodings):
             self.index.add(vectors, keys[start : start + vectors.shape[0]])
             start += vectors.shape[0]
 
-    def _encoded(
-        self, texts: Iterable[str], total: int, progress: Progress | None, encodings: Path | None
+    def encoded(
+        self, texts: Iterable[str], total: int, progress: Progress | None = None, encodings: Path | None = None
     ) -> Iterator[Any]:
+        """The vectors of `total` documents, chunk by chunk; `encodings` as for `build`. Raises `EncoderError`."""
         done = 0
         for vectors in self._chunks(texts, encodings):
             yield vectors
@@ -135,9 +138,14 @@ class Retriever:
         return parts
 
     def emptied(self) -> Retriever:
-        """A new retriever with the same settings, nothing learned and nothing added."""
-        encoder = type(self.encoder).restore(self.encoder.settings(), {})
-        return Retriever(encoder, type(self.index)._rebuild(self.index.parameters()))
+        """A new retriever with the same settings, nothing added, and nothing learned but what training gave."""
+        if self.index.trained:
+            return Retriever(self.encoder, self.index.emptied())
+        return Retriever(type(self.encoder).restore(self.encoder.settings(), {}), self.index.emptied())
+
+    def outgrown(self, n: int) -> bool:
+        """Whether `n` documents should be indexed anew, because what was fitted no longer suits so many."""
+        return not self.index.trained and self.encoder.outgrown(n)
 
     def describe(self) -> dict[str, Any]:
         """The encoder's kind and settings and the index's description."""

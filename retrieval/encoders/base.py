@@ -20,6 +20,7 @@ KINDS = {
     "bag-of-words": "retrieval.encoders.bag_of_words:BagOfWords",
     "lsa": "retrieval.encoders.lsa:LSA",
     "sentence-transformer": "retrieval.encoders.sentence_transformer:SentenceTransformerEncoder",
+    "two-towers": "retrieval.encoders.two_towers:TwoTowers",
 }
 
 Self = TypeVar("Self", bound="Encoder")

@@ -1,0 +1,93 @@
+"""The trainable side of product and residual quantisation: centroids as tensors, and scores of codes by tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Codebooks(nn.Module):
+    """Centroids (M, ksub, width): of parts of a vector (width d / M, as in PQ) or of all of it (width d, as in RQ).
+
+    `linear`: SimVQ (Zhu et al., "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer",
+    2024): centroids are a fixed basis times one trained matrix per codebook, so that every step moves all of them.
+    Without it what is trained are the numbers of each codebook in units of their root mean square, so that a learning
+    rate means the same for all of them: the last codebooks of RQ are a hundred times smaller than the first.
+    """
+
+    def __init__(self, centroids: np.ndarray, d: int, *, linear: bool = False) -> None:
+        super().__init__()
+        start = torch.from_numpy(np.array(centroids, np.float32))
+        self.M, self.ksub, self.width = start.shape
+        self.d, self.whole = d, self.width == d
+        self.basis: Tensor | None = None
+        self.size: Tensor
+        self.register_buffer("size", start.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-12))
+        if linear:
+            self.register_buffer("basis", start)
+            self.weight = nn.Parameter(torch.eye(self.width).repeat(self.M, 1, 1))
+        else:
+            self.weight = nn.Parameter(start / self.size)
+
+    @property
+    def centroids(self) -> Tensor:
+        """(M, ksub, width)."""
+        return self.weight * self.size if self.basis is None else self.basis @ self.weight
+
+    def tables(self, queries: Tensor) -> Tensor:
+        """Products (B, M, ksub) of queries (B, d) with all centroids."""
+        if self.whole:
+            return (queries @ self.centroids.reshape(-1, self.d).T).view(len(queries), self.M, self.ksub)
+        parts = queries.view(len(queries), self.M, self.width).transpose(0, 1)
+        return torch.bmm(parts, self.centroids.transpose(1, 2)).transpose(0, 1)
+
+    def scores(self, queries: Tensor, codes: Tensor) -> Tensor:
+        """Products (B, m) of queries (B, d) with the vectors behind codes int64 (B, m, M)."""
+        places = codes + torch.arange(self.M) * self.ksub
+        flat = self.tables(queries).reshape(len(queries), -1)
+        return flat.gather(1, places.view(len(queries), -1)).view(codes.shape).sum(dim=2)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Vectors (m, d) behind codes int64 (m, M)."""
+        places = codes + torch.arange(self.M) * self.ksub
+        flat = self.centroids.reshape(-1, self.width)
+        if self.whole:
+            return F.embedding_bag(places, flat, mode="sum")
+        return F.embedding(places, flat).view(len(codes), self.d)
+
+    def distances(self, vectors: Tensor) -> Tensor:
+        """Squared distances (M, m, ksub) of the parts of vectors (m, d) from the centroids; of products only."""
+        parts = vectors.view(len(vectors), self.M, self.width).transpose(0, 1)
+        centroids = self.centroids
+        products = torch.bmm(parts, centroids.transpose(1, 2))
+        return parts.square().sum(2)[:, :, None] - 2 * products + centroids.square().sum(2)[:, None, :]
+
+    def array(self) -> np.ndarray:
+        """The centroids float32 (M, ksub, width), as codecs hold them."""
+        return np.ascontiguousarray(self.centroids.detach().numpy().copy())
+
+
+def balanced(distances: Tensor, epsilon: float = 0.05, rounds: int = 100) -> Tensor:
+    """Codes int64 (m, M) that use all centroids evenly: the largest entries of a transport plan.
+
+    RepCONC (Zhan et al., WSDM 2022, section 4.2): minimal total of squared distances (M, m, ksub) where every centroid
+    is to get m / ksub vectors, by Sinkhorn's iteration on exp(-distance / epsilon). Distances are in units of their mean
+    here, so that `epsilon`, the authors' 0.05, means the same for embeddings of any length; the iteration runs on
+    logarithms, which do not overflow.
+    """
+    logs = -distances / (epsilon * distances.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12))
+    M, m, ksub = logs.shape
+    rows, columns = torch.zeros(M, m, 1), torch.zeros(M, 1, ksub)
+    for _ in range(rounds):
+        columns = -torch.logsumexp(logs + rows, dim=1, keepdim=True) + np.log(m / ksub)
+        rows = -torch.logsumexp(logs + columns, dim=2, keepdim=True)
+    return (logs + columns).argmax(dim=2).T  # the scaling of rows moves no argmax
+
+
+def usage(codes: np.ndarray, ksub: int = 256) -> float:
+    """How evenly codes uint8 (n, M) use the centroids: the mean over the codebooks of 2^entropy / ksub, up to 1."""
+    shares = np.stack([np.bincount(column, minlength=ksub) for column in codes.T]) / max(1, len(codes))
+    entropy = -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(axis=1)
+    return float((2**entropy / ksub).mean())

@@ -1,0 +1,93 @@
+"""Distill-VQ: compressed vectors learn the order in which the float vectors rank, without any label.
+
+Xiao et al., "Distill-VQ: Learning Retrieval Oriented Vector Quantization By Distilling Knowledge from Dense Embeddings",
+SIGIR 2022. The teacher is the embedding itself; of the losses that the paper compares, ListNet was best.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexes.codecs import Codec
+from retrieval.training import losses
+from retrieval.training.codebooks import usage
+from retrieval.training.data import TrainingData, nearest
+from retrieval.training.jpq import with_positives
+from retrieval.training.method import Method, search_codes
+from retrieval.training.quantizer import Quantizer
+
+DEPTH = 100  # of the teacher's and the student's nearest documents
+
+
+class DistillVQ(Method):
+    """The teacher's distribution over candidates is learned by the codes' scores.
+
+    `bytes`, `codebooks`: as of `JPQ`. `linear`: centroids as a basis times one matrix per codebook (SimVQ).
+    `temperature`: of both softmaxes, in units of the scores; cosines of the best hundred lie within some 0.2.
+    `recode`: codes are chosen anew by the trained centroids before each epoch; otherwise they stay as they were.
+    Candidates of a query are the 100 documents nearest by the float vectors (the paper's virtual positives), the 100
+    nearest by the codes, found anew before each epoch, and `random` others. Relevant documents, where data has labels,
+    join the candidates; what they are worth is the teacher's to say.
+    """
+
+    name = "distill-vq"
+
+    def __init__(
+        self, *, bytes: int = 48, codebooks: str = "product", tune: str = "adapter", rank: int = 16, lr: float = 1e-2,
+        query_lr: float = 1e-4, temperature: float = 0.02, random: int = 50, recode: bool = True, linear: bool = False,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.bytes, self.codebooks, self.tune, self.rank = bytes, codebooks, tune, rank
+        self.lr, self.query_lr, self.temperature, self.random = lr, query_lr, temperature, random
+        self.recode, self.linear, self.seed = recode, linear, seed
+
+    def begin(self, data: TrainingData) -> None:
+        self.quantizer = Quantizer.unsupervised(data, self.bytes, self.codebooks, self.seed, linear=self.linear)
+        self.now = self.quantizer.encode(data.documents)
+        self.modules["books"] = self.quantizer.books
+        self.teacher = nearest(data.queries, data.documents, DEPTH)
+        self.student = self.teacher[:, :0]
+
+    def epoch(self, data: TrainingData, number: int) -> None:
+        if self.recode and number > 1:
+            self.quantizer.settle()
+            self.now = self.quantizer.encode(data.documents)
+        asked = self.queries.embed(data.queries, data.texts)
+        self.student = search_codes(self.codec(), self.now, asked, DEPTH)
+
+    def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
+        candidates = self.candidates(data, rows, random)
+        queries = torch.from_numpy(data.queries[rows])
+        documents = torch.from_numpy(data.documents[candidates])
+        teacher = torch.bmm(documents, queries[:, :, None])[:, :, 0]
+        scores = self.quantizer.scores(self.queries(rows), self.now, candidates)
+        return losses.list_net(scores, teacher.masked_fill(torch.from_numpy(candidates < 0), -torch.inf), self.temperature)
+
+    def candidates(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Rows int64 (B, m) of the candidates of some queries, each once; -1 for none."""
+        drawn = random.integers(0, len(data.documents), (len(rows), self.random))
+        found = np.concatenate([self.teacher[rows], self.student[rows], drawn], axis=1)
+        if data.positives is not None:
+            found = with_positives(found, [data.positives[row] for row in rows])[0]
+        order = np.argsort(found, axis=1, kind="stable")
+        ascending = np.take_along_axis(found, order, axis=1)
+        ascending[:, 1:][ascending[:, 1:] == ascending[:, :-1]] = -1
+        return ascending
+
+    def codec(self) -> Codec:
+        return self.quantizer.codec(self.queries.matrix())
+
+    def codes(self, data: TrainingData) -> np.ndarray:
+        return self.now
+
+    def report(self) -> dict[str, float]:
+        return {"usage": usage(self.now)}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return self.quantizer.arrays() | {"codes": self.now}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        self.quantizer.restore(arrays)
+        self.now = arrays["codes"]

@@ -1,0 +1,76 @@
+"""JPQ: the query side and the centroids are trained together, on the negatives that the index itself returns.
+
+Zhan et al., "Jointly Optimizing Query Encoder and Product Quantization to Improve Retrieval Performance", CIKM 2021.
+Documents are coded once, by OPQ and PQ, and their codes never change; so trained centroids are not what chooses codes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexes.codecs import Codec
+from retrieval.training import losses
+from retrieval.training.data import TrainingData
+from retrieval.training.method import Method, search_codes
+from retrieval.training.quantizer import Quantizer
+
+DEPTH = 200  # candidates of the current index, as in the paper
+
+
+class JPQ(Method):
+    """Pairs of a relevant document and one that the current index returns, weighed by LambdaRank.
+
+    `bytes`: of a code. `codebooks`: "product" (OPQ and PQ, as in the paper) or "additive" (RQ: sums of centroids of
+    all dimensions). `cut`: ranks beyond it weigh nothing (section 4.1; 200 for passages, 10 for documents).
+    `scale`: scores are multiplied by it in the loss, which was made for inner products of some 10, not for cosines.
+    Negatives are the current index's best 200, found anew before each epoch; the paper does so at each step, which
+    costs a search per step and gives nearly the same lists while centroids move slowly.
+    """
+
+    name = "jpq"
+    needs_labels = True
+
+    def __init__(
+        self, *, bytes: int = 48, codebooks: str = "product", tune: str = "adapter", rank: int = 16, lr: float = 2e-3,
+        query_lr: float = 1e-4, cut: int = DEPTH, scale: float = 20.0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.bytes, self.codebooks, self.tune, self.rank = bytes, codebooks, tune, rank
+        self.lr, self.query_lr, self.cut, self.scale, self.seed = lr, query_lr, cut, scale, seed
+
+    def begin(self, data: TrainingData) -> None:
+        self.quantizer = Quantizer.unsupervised(data, self.bytes, self.codebooks, self.seed)
+        self.fixed = self.quantizer.encode(data.documents)
+        self.modules["books"] = self.quantizer.books
+        self.negatives = np.empty((0, 0), np.int64)
+
+    def epoch(self, data: TrainingData, number: int) -> None:
+        asked = self.queries.embed(data.queries, data.texts)
+        self.negatives = search_codes(self.codec(), self.fixed, asked, DEPTH)
+
+    def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
+        assert data.positives is not None
+        candidates, relevant = with_positives(self.negatives[rows], [data.positives[row] for row in rows])
+        scores = self.quantizer.scores(self.queries(rows), self.fixed, candidates)
+        return losses.lambda_rank(self.scale * scores, torch.from_numpy(relevant), self.cut)
+
+    def codec(self) -> Codec:
+        return self.quantizer.codec(self.queries.matrix())
+
+    def codes(self, data: TrainingData) -> np.ndarray:
+        return self.fixed
+
+
+def with_positives(found: np.ndarray, positives: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates int64 (B, m), -1 for none, and bool (B, m): those found, int64 (B, c), and relevant ones not found.
+
+    At most as many relevant ones are appended as were found at all, the first ones.
+    """
+    lists = [np.concatenate([row, np.setdiff1d(some, row)[: len(row)]]) for row, some in zip(found, positives, strict=True)]
+    candidates = np.full((len(lists), max(map(len, lists))), -1, np.int64)
+    relevant = np.zeros(candidates.shape, np.bool_)
+    for i, (row, some) in enumerate(zip(lists, positives, strict=True)):
+        candidates[i, : len(row)] = row
+        relevant[i, : len(row)] = np.isin(row, some)
+    return candidates, relevant

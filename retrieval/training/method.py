@@ -1,0 +1,120 @@
+"""What every way of learning to compress provides; `retrieval.training.loop` does the rest."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from indexes.codecs import Codec
+from retrieval.errors import TrainingError
+from retrieval.training.data import TrainingData, nearest
+from retrieval.training.query_side import QuerySide, query_side
+
+SAMPLE = 65_536  # documents, at most, that unsupervised starts learn from
+
+
+class Method(ABC):
+    """Base of the methods. Constructors take keywords and only store them; `begin` looks at the data.
+
+    `tune`: what of the queries' side is trained besides the code: "code" (nothing), "adapter" (a residual of rank
+    `rank`, folded into the codec) or "encoder" (the query encoder).
+    """
+
+    name: ClassVar[str]
+    needs_labels: ClassVar[bool] = False
+    epochs: ClassVar[int] = 6
+    """Passes over the queries when the caller does not say; 0 where `begin` does all there is to do."""
+
+    seed: int
+    tune: str = "code"
+    rank: int = 16
+    query_lr: float = 1e-4
+    """Learning rate of the adapter; a query encoder gets a twentieth of it, as pretrained weights want."""
+
+    modules: nn.Module
+    queries: QuerySide
+
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's parameters, as JSON values."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+
+    def start(self, data: TrainingData, model: Any = None) -> None:
+        """Everything before the first step: the unsupervised start, and what will be trained, in `modules`."""
+        if self.needs_labels and data.positives is None:
+            raise TrainingError(f"{self.name} learns from relevant documents; without labels take distill-vq, for example")
+        torch.manual_seed(self.seed)
+        self.queries = query_side(self.tune, data.queries, data.texts, model, rank=self.rank, seed=self.seed)
+        self.modules = nn.ModuleDict({"queries": self.queries})
+        self.begin(data)
+
+    @abstractmethod
+    def begin(self, data: TrainingData) -> None:
+        """The unsupervised start; what is trained goes into `modules`."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters with learning rates, for the optimizer."""
+        rate = self.query_lr / 20 if self.tune == "encoder" else self.query_lr
+        others = [p for name, module in self.modules.items() if name != "queries" for p in module.parameters()]
+        groups = [{"params": others, "lr": self.lr}, {"params": list(self.queries.parameters()), "lr": rate}]
+        return [group for group in groups if group["params"]]
+
+    lr: float = 1e-3
+
+    def epoch(self, data: TrainingData, number: int) -> None:
+        """Before each pass: negatives mined anew, codes computed anew."""
+        return
+
+    def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
+        """The loss of some queries, rows int64 (B,) of `data.queries`; draws come from `random`."""
+        raise NotImplementedError(f"{self.name} takes no steps")
+
+    @abstractmethod
+    def codec(self) -> Codec:
+        """What has been learned so far, as a fitted codec that takes vectors as they were embedded."""
+
+    def codes(self, data: TrainingData) -> np.ndarray:
+        """The codes of all documents by `codec()`, uint8 (n, bytes)."""
+        return self.codec().encode(data.documents)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a checkpoint needs beside the trained tensors."""
+        return {}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `arrays`, after `start`."""
+        return
+
+    def report(self) -> dict[str, float]:
+        """Numbers of interest for the history, such as how evenly codes are used."""
+        return {}
+
+
+def sampled(documents: np.ndarray, seed: int, count: int = SAMPLE) -> np.ndarray:
+    """At most `count` of the documents, drawn by `seed`, in memory."""
+    if len(documents) <= count:
+        return np.ascontiguousarray(documents)
+    rows = np.sort(np.random.default_rng(seed).choice(len(documents), count, replace=False))
+    return documents[rows]
+
+
+def search_codes(codec: Codec, codes: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """Rows int64 (nq, k) of the codes that score best, block by block by the decoded vectors."""
+    return nearest(queries, Decoded(codec, codes), k)
+
+
+class Decoded:
+    """Codes that look like the array of vectors behind them, as much as `nearest` needs."""
+
+    def __init__(self, codec: Codec, codes: np.ndarray) -> None:
+        self.codec, self.codes = codec, codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.codec.decode(self.codes[rows])

@@ -1,0 +1,86 @@
+"""What the trainers of product and residual quantisation share: the unsupervised start, scores, and the codec."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexes.codecs import OPQ, PQ, RQ, Chain, Codec, Learned, Retrained
+from retrieval.errors import TrainingError
+from retrieval.training.codebooks import Codebooks
+from retrieval.training.data import TrainingData
+from retrieval.training.method import sampled
+
+CODEBOOKS = ("product", "additive")
+KSUB = 256
+ENCODED = 16_384  # documents encoded at once
+
+
+class Quantizer:
+    """A rotation (OPQ's; none for RQ) and codebooks. `first`: the fitted PQ or RQ that chooses codes.
+
+    `projection` (d', d) takes documents to what is coded; it is the rotation unless a method trains it (RepCONC).
+    All scores are those of rotated queries with centred, rotated documents: what the mean adds is equal for all
+    documents of a query, and no loss sees it.
+    """
+
+    def __init__(self, rotation: np.ndarray, mean: np.ndarray, first: PQ | RQ, *, linear: bool = False) -> None:
+        self.rotation, self.projection, self.mean, self.first = rotation, rotation, mean, first
+        self.turn = torch.from_numpy(rotation.T.copy())
+        self.books = Codebooks(first.centroids, rotation.shape[0], linear=linear)
+
+    @classmethod
+    def unsupervised(
+        cls, data: TrainingData, bytes: int, codebooks: str, seed: int, *, linear: bool = False
+    ) -> Quantizer:
+        """OPQ and PQ, or RQ, fitted on at most 65,536 of the documents. Raises `TrainingError`."""
+        d, n = data.documents.shape[1], len(data.documents)
+        if codebooks not in CODEBOOKS:
+            raise TrainingError(f"codebooks is {codebooks!r}; it must be one of {', '.join(CODEBOOKS)}")
+        if not 1 <= bytes <= d:
+            raise TrainingError(f"bytes is {bytes}; it must be from 1 to the number of dimensions, {d}")
+        if n < KSUB or (codebooks == "product" and n < d):
+            raise TrainingError(f"{n} documents are too few: {max(KSUB, d)} are needed to learn {KSUB} centroids and a rotation")
+        sample = sampled(data.documents, seed)
+        if codebooks == "additive":
+            mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+            return cls(np.eye(d, dtype=np.float32), mean, RQ(M=bytes, seed=seed).fit(sample - mean), linear=linear)
+        opq = OPQ(M=bytes, seed=seed).fit(sample)
+        return cls(opq.projection, opq.mean, PQ(M=bytes, seed=seed).fit(opq.transform(sample)), linear=linear)
+
+    def rotated(self, documents: np.ndarray) -> np.ndarray:
+        """Documents (m, d) as they are coded, float32 (m, d')."""
+        return (documents - self.mean) @ self.projection.T
+
+    def encode(self, documents: np.ndarray) -> np.ndarray:
+        """Codes uint8 (n, M) by the codec that chooses them."""
+        parts = [
+            self.first.encode(self.rotated(documents[start : start + ENCODED]))
+            for start in range(0, len(documents), ENCODED)
+        ]
+        return np.concatenate(parts)
+
+    def scores(self, queries: Tensor, codes: np.ndarray, candidates: np.ndarray) -> Tensor:
+        """Scores (B, m) of queries (B, d) with candidates, rows int64 (B, m) of `codes`; -inf where the row is -1."""
+        chosen = torch.from_numpy(codes[candidates].astype(np.int64))
+        scores = self.books.scores(queries @ self.turn, chosen)
+        return scores.masked_fill(torch.from_numpy(candidates < 0), -torch.inf)
+
+    def codec(self, query_matrix: np.ndarray) -> Codec:
+        """Codes by the first centroids, scores by the trained ones, queries turned by `query_matrix` (d, d) first."""
+        turn = Learned.of(self.projection, self.rotation @ query_matrix, self.mean)
+        return Chain.of(turn, Retrained.of(self.first, self.books.array()))
+
+    def settle(self) -> None:
+        """Have the trained centroids choose codes from now on."""
+        self.first = type(self.first).restore(self.first.header(), {"centroids": self.books.array()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What changes but is not trained by steps, for checkpoints."""
+        return {"first": self.first.centroids, "projection": self.projection}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `arrays`."""
+        self.first = type(self.first).restore(self.first.header(), {"centroids": arrays["first"]})
+        self.projection = arrays["projection"]

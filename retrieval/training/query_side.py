@@ -1,0 +1,110 @@
+"""What of the queries' side is trained: nothing, a low-rank adapter, or the query encoder itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retrieval.errors import TrainingError
+
+TUNES = ("code", "adapter", "encoder")
+
+
+class FrozenQueries(nn.Module):
+    """Query vectors as they were embedded."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        super().__init__()
+        self.vectors = torch.from_numpy(vectors)
+
+    def forward(self, rows: np.ndarray) -> Tensor:
+        """Vectors float32 (B, d) of queries by their rows int64 (B,)."""
+        return self.vectors[torch.from_numpy(rows)]
+
+    def embed(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
+        """What queries (nq, d) that were not trained on are searched by, float32 (nq, d)."""
+        return vectors
+
+    def matrix(self) -> np.ndarray:
+        """float32 (d, d) by which a codec can do to float queries what was learned here."""
+        return np.eye(self.vectors.shape[1], dtype=np.float32)
+
+
+class AdaptedQueries(FrozenQueries):
+    """q + U V^T q: a residual of low rank over an embedding that is a black box.
+
+    Adapted Dense Retrieval ("Augmented Embeddings for Custom Retrievals", 2023). U starts at 0, so that training
+    starts from the embedding as it is.
+    """
+
+    def __init__(self, vectors: np.ndarray, rank: int, seed: int) -> None:
+        super().__init__(vectors)
+        d = vectors.shape[1]
+        generator = torch.Generator().manual_seed(seed)
+        self.down = nn.Parameter(torch.randn(rank, d, generator=generator) / d**0.5)
+        self.up = nn.Parameter(torch.zeros(d, rank))
+
+    def forward(self, rows: np.ndarray) -> Tensor:
+        vectors = super().forward(rows)
+        return vectors + vectors @ self.down.T @ self.up.T
+
+    def embed(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
+        return vectors @ self.matrix().T
+
+    def matrix(self) -> np.ndarray:
+        with torch.no_grad():
+            return super().matrix() + (self.up @ self.down).numpy()
+
+
+class EncodedQueries(nn.Module):
+    """A sentence-transformers model that is trained, on the texts of the queries."""
+
+    def __init__(self, model: Any, texts: Sequence[str], batch_size: int = 64) -> None:
+        super().__init__()
+        self.model, self.texts, self.batch_size = model, list(texts), batch_size
+
+    def forward(self, rows: np.ndarray) -> Tensor:
+        features = self.model.tokenize([self.texts[row] for row in rows])
+        return F.normalize(self.model(features)["sentence_embedding"].float(), dim=1)
+
+    def embed(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
+        if texts is None:
+            raise TrainingError("queries have no texts, which a trained query encoder needs")
+        self.model.eval()  # no dropout
+        with torch.no_grad():
+            parts = [
+                F.normalize(self.model(self.model.tokenize(list(texts[i : i + self.batch_size])))["sentence_embedding"])
+                for i in range(0, len(texts), self.batch_size)
+            ]
+        return torch.cat(parts).numpy()
+
+    def matrix(self) -> np.ndarray:
+        return np.eye(self.model.get_sentence_embedding_dimension(), dtype=np.float32)
+
+    def save(self, folder: str | Path) -> None:
+        """The trained model as a folder that `SentenceTransformerEncoder` opens."""
+        self.model.save(str(folder), safe_serialization=True)
+
+
+QuerySide = FrozenQueries | EncodedQueries
+
+
+def query_side(
+    tune: str, vectors: np.ndarray, texts: Sequence[str] | None, model: Any, *, rank: int, seed: int
+) -> QuerySide:
+    """The queries' side for `tune`: "code", "adapter" or "encoder" (which needs `texts` and a loaded `model`)."""
+    if tune not in TUNES:
+        raise TrainingError(f"tune is {tune!r}; it must be one of {', '.join(TUNES)}")
+    if tune == "code":
+        return FrozenQueries(vectors)
+    if tune == "adapter":
+        return AdaptedQueries(vectors, rank, seed)
+    if texts is None or model is None:
+        raise TrainingError("tune='encoder' needs the texts of the queries and the model that embedded them")
+    return EncodedQueries(model, texts)
