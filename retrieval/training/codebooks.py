@@ -22,11 +22,11 @@ class Codebooks(nn.Module):
         start = torch.from_numpy(np.array(centroids, np.float32))
         self.M, self.ksub, self.width = start.shape
         self.d, self.whole = d, self.width == d
-        self.basis: Tensor | None = None
+        self.basis: Tensor | None
         self.size: Tensor
         self.register_buffer("size", start.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-12))
+        self.register_buffer("basis", start if linear else None)
         if linear:
-            self.register_buffer("basis", start)
             self.weight = nn.Parameter(torch.eye(self.width).repeat(self.M, 1, 1))
         else:
             self.weight = nn.Parameter(start / self.size)
@@ -69,21 +69,26 @@ class Codebooks(nn.Module):
         return np.ascontiguousarray(self.centroids.detach().numpy().copy())
 
 
-def balanced(distances: Tensor, epsilon: float = 0.05, rounds: int = 100) -> Tensor:
+def balanced(distances: Tensor, epsilon: float = 0.05, rounds: int = 20) -> Tensor:
     """Codes int64 (m, M) that use all centroids evenly: the largest entries of a transport plan.
 
     RepCONC (Zhan et al., WSDM 2022, section 4.2): minimal total of squared distances (M, m, ksub) where every centroid
     is to get m / ksub vectors, by Sinkhorn's iteration on exp(-distance / epsilon). Distances are in units of their mean
-    here, so that `epsilon`, the authors' 0.05, means the same for embeddings of any length; the iteration runs on
-    logarithms, which do not overflow.
+    here, so that `epsilon`, the authors' 0.05, means the same for embeddings of any length. What each vector is from
+    its nearest centroid is taken off, which changes no plan; in float64 nothing but an epsilon below 0.002 vanishes
+    then, and where it does, the nearest centroid is the code.
     """
-    logs = -distances / (epsilon * distances.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12))
-    M, m, ksub = logs.shape
-    rows, columns = torch.zeros(M, m, 1), torch.zeros(M, 1, ksub)
+    costs = (distances - distances.amin(dim=2, keepdim=True)).double()
+    kernel = torch.exp(-costs / (epsilon * distances.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)))
+    M, m, ksub = kernel.shape
+    rows = torch.ones(M, m, 1, dtype=torch.float64)
+    columns = torch.ones(M, 1, ksub, dtype=torch.float64)
     for _ in range(rounds):
-        columns = -torch.logsumexp(logs + rows, dim=1, keepdim=True) + np.log(m / ksub)
-        rows = -torch.logsumexp(logs + columns, dim=2, keepdim=True)
-    return (logs + columns).argmax(dim=2).T  # the scaling of rows moves no argmax
+        columns = (m / ksub) / torch.bmm(rows.transpose(1, 2), kernel).clamp(min=1e-300)
+        rows = 1 / torch.bmm(kernel, columns.transpose(1, 2)).clamp(min=1e-300)
+    plan = kernel * columns  # the scaling of rows moves no maximum
+    whole = torch.isfinite(plan).all(dim=2) & (plan > 0).any(dim=2)
+    return torch.where(whole, plan.argmax(dim=2), distances.argmin(dim=2)).T
 
 
 def usage(codes: np.ndarray, ksub: int = 256) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,14 @@ from retrieval.errors import TrainingError
 BLOCK = 16_384  # documents scored at once
 QUERY_BATCH = 512
 MEASURE = "nDCG@10"
+
+
+class Rows(Protocol):
+    """What is read a block at a time: an array (n, d), in memory or on disk, or codes that are decoded as they go by."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class TrainingData:
                 raise TrainingError("teacher scores are of positives and negatives, and one of these is missing")
             wanted = (len(self.queries), 1 + self.negatives.shape[1])
             if self.teacher.shape != wanted or self.teacher.dtype != np.float32:
-                raise TrainingError(f"teacher is {self.teacher.dtype} {self.teacher.shape}; it must be float32 {wanted}")
+                raise TrainingError(f"teacher is {self.teacher.dtype} {self.teacher.shape}, not float32 {wanted}")
 
     def part(self, rows: np.ndarray) -> TrainingData:
         """The same documents with some of the queries, by their rows int64 (m,)."""
@@ -98,8 +107,8 @@ class TrainingData:
             digest.update(np.ascontiguousarray(array[:: max(1, len(array) // 1000)]).tobytes())
         for rows in self.positives or ():
             digest.update(np.asarray(rows, np.int64).tobytes() + b"|")
-        for array in (self.negatives, self.teacher):
-            digest.update(b"" if array is None else repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        for more in (self.negatives, self.teacher):
+            digest.update(b"" if more is None else repr(more.shape).encode() + np.ascontiguousarray(more).tobytes())
         return digest.hexdigest()
 
 
@@ -129,7 +138,7 @@ def labelled(
     return texts, positives
 
 
-def nearest(queries: np.ndarray, documents: np.ndarray, k: int) -> np.ndarray:
+def nearest(queries: np.ndarray, documents: Rows, k: int) -> np.ndarray:
     """Rows int64 (nq, k) of the documents with the largest inner products, best first, ties by the smaller row."""
     from indexes.kernels import topk
 

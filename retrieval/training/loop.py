@@ -72,7 +72,7 @@ def train(
         raise TrainingError(f"epochs={limit}, batch={batch}, patience={patience}; at least 0, 1 and 1")
     with _threads(threads):
         run = _Run(method, data, dev, batch, checkpoint, model)
-        while run.number < limit and run.number - run.best < patience:
+        while run.number < limit and run.waited() < patience:
             run.one_epoch(limit, progress)
         return run.result()
 
@@ -89,12 +89,21 @@ class _Run:
                          "data": data.fingerprint(), "dev": dev.fingerprint()}  # fmt: skip
         self.exact = nearest(dev.queries, dev.documents, DEPTH) if dev.positives is None else None
         method.start(data, model)
-        groups = method.groups()
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0) if groups else None
+        self.optimizer = self._optimizer()
         self.number = self.best = 0
         self.history: list[dict[str, float]] = []
         if not self._resume():
             self._validate(float("nan"))
+
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        groups = self.method.groups()
+        return torch.optim.AdamW(groups, weight_decay=0.0) if groups else None
+
+    def waited(self) -> int:
+        """Epochs since the best one, or since the last one of the stage before; 0 while stages are to come."""
+        begun = max((start - 1 for start in self.method.restarts() if start <= self.number), default=0)
+        pending = any(start > self.number for start in self.method.restarts())
+        return 0 if pending else self.number - max(self.best, begun)
 
     def one_epoch(self, limit: int, progress: Progress | None) -> None:
         self.number += 1
@@ -102,6 +111,8 @@ class _Run:
         torch.manual_seed(self.method.seed * 1_000_003 + self.number)
         self.method.modules.train()
         self.method.epoch(self.data, self.number)
+        if self.number in self.method.restarts():
+            self.optimizer = self._optimizer()
         order = random.permutation(len(self.data.queries))
         batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
         losses = []
@@ -115,7 +126,8 @@ class _Run:
                 self.optimizer.step()
             losses.append(loss.item())
             if progress:
-                progress(f"epoch {self.number} of {limit}, loss {np.mean(losses):.4f}", step, len(batches))
+                told = f"epoch {self.number} of {limit}, loss {np.mean(losses):.4f}, dev {self.history[-1]['dev']:.4f}"
+                progress(told, step, len(batches))
         self.method.modules.eval()
         self._validate(float(np.mean(losses)))
 
@@ -159,7 +171,7 @@ class _Run:
         header = storage.load_header(self.folder, name=HEADER)
         if json.loads(json.dumps(self.identity)) != header.get("identity"):
             raise TrainingError(f"{self.folder}: a checkpoint of another run (data, method or parameters differ); remove it")
-        arrays, _ = storage.load_arrays(self.folder, header, mmap=False)
+        arrays, _ = storage.load_arrays(self.folder, header, mmap=False, verify=True)
         parts: dict[str, dict[str, np.ndarray]] = {}
         for name, array in arrays.items():
             kind, _, rest = name.partition(".")

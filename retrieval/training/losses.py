@@ -83,3 +83,20 @@ def sorted_distance(similarities: Tensor, quantiles: Tensor) -> Tensor:
     Similarity distribution calibration (Ng et al., WACV 2023): hash similarities are to fill the whole range.
     """
     return (similarities.sort().values - quantiles.sort().values).abs().mean()
+
+
+def distance_from_signs(numbers: Tensor) -> Tensor:
+    """The mean of (z - sign z)^2: what hashing loses (DPSH, section 3.2; the paper adds up where this averages)."""
+    return (numbers - torch.where(numbers >= 0, 1.0, -1.0)).square().mean()
+
+
+def calibration(similarities: Tensor, teacher: Tensor, quantiles: Tensor) -> Tensor:
+    """The mean of |s - c|, c the quantile whose place is the rank of the pair's similarity by the teacher.
+
+    `similarities`, `teacher` float (m,) of the same pairs; `quantiles` (m,) of the wanted distribution, ascending. Where
+    both rank alike it is the 1-Wasserstein distance from that distribution, as in similarity distribution calibration
+    (Ng et al., 2023); by the teacher's ranks it asks for the order too.
+    """
+    wanted = torch.empty_like(quantiles)
+    wanted[teacher.argsort(stable=True)] = quantiles
+    return (similarities - wanted).abs().mean()

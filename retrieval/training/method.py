@@ -36,7 +36,7 @@ class Method(ABC):
     query_lr: float = 1e-4
     """Learning rate of the adapter; a query encoder gets a twentieth of it, as pretrained weights want."""
 
-    modules: nn.Module
+    modules: nn.ModuleDict
     queries: QuerySide
 
     def parameters(self) -> dict[str, Any]:
@@ -68,6 +68,10 @@ class Method(ABC):
     def epoch(self, data: TrainingData, number: int) -> None:
         """Before each pass: negatives mined anew, codes computed anew."""
         return
+
+    def restarts(self) -> frozenset[int]:
+        """Epochs at which a new stage begins, with a new loss: the optimizer forgets, and patience starts again."""
+        return frozenset()
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         """The loss of some queries, rows int64 (B,) of `data.queries`; draws come from `random`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,23 @@ from retrieval.errors import TrainingError
 TUNES = ("code", "adapter", "encoder")
 
 
-class FrozenQueries(nn.Module):
+class QuerySide(nn.Module, ABC):
+    """What turns queries into vectors: those of training by their rows, and others that are only searched for."""
+
+    @abstractmethod
+    def forward(self, rows: np.ndarray) -> Tensor:
+        """Vectors float32 (B, d) of queries by their rows int64 (B,)."""
+
+    @abstractmethod
+    def embed(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
+        """What queries (nq, d) that were not trained on are searched by, float32 (nq, d)."""
+
+    @abstractmethod
+    def matrix(self) -> np.ndarray:
+        """float32 (d, d) by which a codec can do to float queries what was learned here."""
+
+
+class FrozenQueries(QuerySide):
     """Query vectors as they were embedded."""
 
     def __init__(self, vectors: np.ndarray) -> None:
@@ -24,15 +41,12 @@ class FrozenQueries(nn.Module):
         self.vectors = torch.from_numpy(vectors)
 
     def forward(self, rows: np.ndarray) -> Tensor:
-        """Vectors float32 (B, d) of queries by their rows int64 (B,)."""
         return self.vectors[torch.from_numpy(rows)]
 
     def embed(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
-        """What queries (nq, d) that were not trained on are searched by, float32 (nq, d)."""
         return vectors
 
     def matrix(self) -> np.ndarray:
-        """float32 (d, d) by which a codec can do to float queries what was learned here."""
         return np.eye(self.vectors.shape[1], dtype=np.float32)
 
 
@@ -62,7 +76,7 @@ class AdaptedQueries(FrozenQueries):
             return super().matrix() + (self.up @ self.down).numpy()
 
 
-class EncodedQueries(nn.Module):
+class EncodedQueries(QuerySide):
     """A sentence-transformers model that is trained, on the texts of the queries."""
 
     def __init__(self, model: Any, texts: Sequence[str], batch_size: int = 64) -> None:
@@ -90,9 +104,6 @@ class EncodedQueries(nn.Module):
     def save(self, folder: str | Path) -> None:
         """The trained model as a folder that `SentenceTransformerEncoder` opens."""
         self.model.save(str(folder), safe_serialization=True)
-
-
-QuerySide = FrozenQueries | EncodedQueries
 
 
 def query_side(

@@ -17,6 +17,8 @@ from retrieval.training.codebooks import balanced, usage
 from retrieval.training.data import TrainingData
 from retrieval.training.jpq import JPQ
 
+TOGETHER = 512  # documents that are coded together
+
 
 class RepCONC(JPQ):
     """Contrastive learning through balanced codes (section 4), then JPQ's ranking loss with codes as they are.
@@ -27,11 +29,11 @@ class RepCONC(JPQ):
     relevant, mined and in-batch documents.
     Documents' embeddings are frozen here: what the paper trains in the document encoder is a residual map of low rank
     (`rank`) over them, which the codec applies to new documents too. Balance is asked for within each batch, as in the
-    paper; with fewer documents in it than centroids, 256, take larger batches.
+    paper, which others of the documents fill up to 512: among fewer than there are centroids it means nothing.
     """
 
     name = "repconc"
-    epochs = 8
+    epochs = 10
 
     def __init__(
         self, *, bytes: int = 48, tune: str = "adapter", rank: int = 16, lr: float = 2e-3, query_lr: float = 1e-4,
@@ -44,10 +46,13 @@ class RepCONC(JPQ):
     def begin(self, data: TrainingData) -> None:
         super().begin(data)
         width = len(self.quantizer.rotation)
-        down, up = nn.Linear(width, self.rank, bias=False), nn.Linear(self.rank, width, bias=False)
-        nn.init.zeros_(up.weight)  # documents start as they are
-        self.modules["documents"] = nn.Sequential(down, up)
+        self.down, self.up = nn.Linear(width, self.rank, bias=False), nn.Linear(self.rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)  # documents start as they are
+        self.modules["documents"] = nn.Sequential(self.down, self.up)
         self.second = False
+
+    def restarts(self) -> frozenset[int]:
+        return frozenset({self.first + 1})
 
     def groups(self) -> list[dict[str, Any]]:
         groups = [{"params": list(self.quantizer.books.parameters()), "lr": self.lr}]
@@ -63,8 +68,8 @@ class RepCONC(JPQ):
     def _recode(self, data: TrainingData) -> None:
         """Codes by the nearest of the trained centroids: balance guides the training only (section 4.4)."""
         with torch.no_grad():
-            residual = torch.linalg.multi_dot([self.modules["documents"][1].weight, self.modules["documents"][0].weight])
-            self.quantizer.projection = self.quantizer.rotation + residual.numpy() @ self.quantizer.rotation
+            residual = (self.up.weight @ self.down.weight).numpy()
+            self.quantizer.projection = self.quantizer.rotation + residual @ self.quantizer.rotation
         self.quantizer.settle()
         self.fixed = self.quantizer.encode(data.documents)
 
@@ -75,6 +80,7 @@ class RepCONC(JPQ):
         relevant = [data.positives[row] for row in rows]
         mined = [np.setdiff1d(self.negatives[row], some) for row, some in zip(rows, relevant, strict=True)]
         drawn = [random.choice(some) for some in relevant] + [random.choice(some) for some in mined if len(some)]
+        drawn += random.integers(0, len(data.documents), max(0, TOGETHER - len(drawn))).tolist()
         turned = torch.from_numpy((data.documents[drawn] - self.quantizer.mean) @ self.quantizer.rotation.T)
         documents = turned + self.modules["documents"](turned)
         codes = balanced(self.quantizer.books.distances(documents.detach()), self.epsilon)
