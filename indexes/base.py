@@ -75,7 +75,8 @@ class Index(ABC):
     """Base of all indexes. Constructors take keywords and only store them; `fit` learns; `add` stores vectors."""
 
     kind: ClassVar[str]
-    needs_fit: ClassVar[bool] = False  # whether `fit` must come before the first `add`
+    needs_fit: bool = False  # whether `fit` must come before the first `add`
+    trained: bool = False  # whether it holds what was learned by training, which `fit` could not learn anew
 
     def __init__(self) -> None:
         self._ids = np.empty(0, np.int64)
@@ -172,6 +173,10 @@ class Index(ABC):
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
             raise CorruptIndex(f"{path}: the header lacks something or names something unknown: {problem}") from problem
         return index
+
+    def emptied(self: Self) -> Self:
+        """A new index with the same parameters, and nothing added or learned but what training gave (`trained`)."""
+        return type(self)._rebuild(self.parameters())
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -14,7 +14,8 @@ from indexes.binary.hamming import HammingIndex
 from indexes.binary.multi_index import MultiIndexHashing
 from indexes.binary.recurrent import RecurrentBinaryIndex
 from indexes.binary.two_stage import TwoStageIndex
-from indexes.codecs import LVQ, SQ, Codec, Float32, RaBitQ
+from indexes.codecs import LVQ, PCA, SQ, Chain, Codec, Float32, RaBitQ
+from indexes.dense.graph import GraphIndex
 from indexes.dense.ivf import IVFIndex
 from indexes.dense.scan import ScanIndex
 from indexes.dense.tenants import TenantIndex
@@ -80,6 +81,10 @@ def fitted_ivf(**parameters: Any) -> Index:
     return IVFIndex(nlist=3, **parameters).fit(np.random.default_rng(1).normal(size=(64, D)))
 
 
+def fitted_graph(codec: Codec, **parameters: Any) -> Index:
+    return GraphIndex(codec=codec, **parameters).fit(np.random.default_rng(1).normal(size=(64, D)))
+
+
 CASES = [
     *(Case(f"flat-{m}-{t}", lambda m=m, t=t: FlatIndex(metric=m, dtype=t)) for m in ("ip", "cosine", "l2")
       for t in ("float32", "float16")),
@@ -115,4 +120,7 @@ CASES = [
     *(Case(f"ivf-{m}", lambda m=m: fitted_ivf(metric=m), exact=False) for m in ("ip", "cosine", "l2")),
     *(Case(f"ivf-{c.kind}-{m}", lambda m=m, c=c, r=r: fitted_ivf(codec=c, metric=m, rerank=r, nprobe=3), exact=e)
       for m in ("ip", "cosine", "l2") for c, r, e in ((Float32(), None, True), (LVQ(bits=4), "float16", False))),
+    *(Case(f"graph-{c.kind}-{m}", lambda m=m, c=c, r=r: fitted_graph(c, metric=m, rerank=r), exact=False)
+      for m in ("ip", "cosine", "l2")
+      for c, r in ((SQ(), "float16"), (LVQ(bits=4), "float32"), (Chain(PCA(dimensions=8), LVQ()), None))),
 ]  # fmt: skip

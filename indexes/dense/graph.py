@@ -1,0 +1,304 @@
+"""A flat graph of near neighbours, walked over codes; what it finds is ranked again by the vectors themselves.
+
+    query --> codes: from the best of 256 starts to ever nearer rows --> `search_window` of them
+          --> vectors: exact scores, the best k
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from indexes.base import available_threads, in_chunks
+from indexes.codecs import SQ, Codec
+from indexes.codecs.base import unfitted
+from indexes.dense import graph_building
+from indexes.dense.base import DenseIndex
+from indexes.dense.graph_codes import RowCodes
+from indexes.dense.store import DTYPES, VectorStore, ask_disk
+from indexes.errors import CorruptIndex, InvalidParameter, NotFitted
+
+if TYPE_CHECKING:
+    from indexes.kernels.graph_rows import Graph
+
+UNLINKED = 1000, 100  # so many rows, or one of so many if that is more, are scanned by every search instead of linked
+REBUILD_ABOVE = 0.3  # share of removed rows at which the graph is built anew
+SCANNED = 24  # rows that are scanned in the time in which a walk goes through one place of its window
+
+
+class GraphIndex(DenseIndex):
+    """Approximate search; the exact twin is `FlatIndex`.
+
+    The graph is Vamana (Subramanya et al., "DiskANN", NeurIPS 2019), walked over codes that are scored by integer
+    products, as in LVQ and LeanVec (Aguerrebere et al., VLDB 2023; Tepper et al., 2023), and built in batches (Dobson
+    et al., "ParlayANN", PPoPP 2024), so that the same vectors give the same graph on any number of threads.
+
+    `metric`: "ip", "cosine" or "l2".
+    `R`: neighbours per row, at most. `window`: candidates kept while a row is linked. `alpha`: how much nearer to
+    another neighbour than to the row itself a neighbour must be to be left out, as a factor of squared distances; more
+    than 1 keeps long links.
+    `codec`: what the walk reads: SQ, LVQ, SignBits or RaBitQ, or a `Chain` that ends so; None chooses `SQ(bits=8)`.
+    The index keeps a copy of its own. `fit` learns what it needs.
+    `rerank`: "float16" or "float32" stores the vectors too, and scores are exact for what is stored; None stores codes
+    only, and scores are those of the decoded vectors.
+    `search_window`: candidates kept while searching, all of which are ranked again; also a parameter of `search`; never
+    less than k. None chooses 64.
+    `seed`: of the order in which rows are linked, so that sorted input does no harm.
+
+    A filter that leaves few rows is answered by scanning their codes; others by a walk with a window that is wider by
+    as much as they exclude. Up to 1,000 rows (or 1%) that were added last are scanned, not linked. Removed rows stay in
+    the graph, but not in answers, until they are 30% of it, when the rest is built anew.
+    """
+
+    kind = "graph"
+    needs_fit = True
+    search_knobs: ClassVar = {"search_window": lambda value: value is None or (isinstance(value, int) and value >= 1)}
+    search_ladders: ClassVar = {"search_window": (1024, 512, 256, 192, 128, 96, 64, 48, 40, 32, 24, 20, 16, 12, 10)}
+
+    def __init__(
+        self,
+        *,
+        metric: str = "ip",
+        R: int = 32,
+        window: int = 128,
+        alpha: float = 1.1,
+        codec: Codec | None = None,
+        rerank: str | None = "float16",
+        search_window: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(metric=metric)
+        for name, value, least in (("R", R, 2), ("window", window, 1), ("alpha", alpha, 1), ("seed", seed, 0)):
+            kinds = (int, float) if name == "alpha" else int
+            if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value < math.inf:
+                raise InvalidParameter(f"{name} is {value!r}; it must be a number of at least {least}")
+        if codec is not None and not isinstance(codec, Codec):
+            raise InvalidParameter(f"codec is {codec!r}; it must be a codec of indexes.codecs, or None")
+        if rerank is not None and rerank not in DTYPES:
+            raise InvalidParameter(f"rerank is {rerank!r}; it must be one of {', '.join(DTYPES)}, or None")
+        if not self.search_knobs["search_window"](search_window):
+            raise InvalidParameter(f"search_window is {search_window!r}; it must be an integer of at least 1, or None")
+        self.R, self.window, self.alpha, self.seed = R, window, alpha, seed
+        given = SQ(bits=8) if codec is None else codec
+        self.codec = _copied(given)
+        self.rerank, self.search_window = rerank, search_window
+        self.d = self.codec.d
+        self._store = None if rerank is None else VectorStore(rerank, "rerank='float32'")
+        self._codes: RowCodes | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        """Without links and removed rows."""
+        self._neighbors, self._starts = np.empty((0, self.R), np.int32), np.empty(0, np.int64)
+        self._removed = np.empty(0, np.bool_)  # of each place: rows are those of them that are not removed
+        self._ready: tuple[Graph, np.ndarray, np.ndarray | None] | None = None
+        self._free: list[np.ndarray] = []  # what searches need to mark rows, one array for each at the same time
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric, "R": self.R, "window": self.window, "alpha": self.alpha,
+            "codec": unfitted(self.codec.header()), "rerank": self.rerank, "search_window": self.search_window,
+            "seed": self.seed,
+        }  # fmt: skip
+
+    @classmethod
+    def _rebuild(cls, parameters: dict[str, Any]) -> GraphIndex:
+        return cls(**parameters | {"codec": Codec.restore(parameters["codec"], {})})
+
+    def fit(self, vectors: Any, queries: Any = None) -> GraphIndex:
+        """Fit the codec to a sample (n, d); `queries` (nq, d) are for `LeanVec`. Only an empty index can be fitted.
+
+        Raises `InvalidParameter` (also for a codec whose codes are no whole numbers), `InvalidVectors`.
+        """
+        if len(self):
+            raise InvalidParameter(f"fit needs an empty index; this one holds {len(self)} vectors")
+        self.d = None
+        sample = self._check_vectors(vectors)
+        self.codec.fit(sample, None if queries is None else self._check_vectors(queries))
+        self.codec, self._codes = _copied(self.codec), None
+        self._coded()
+        self.d = sample.shape[1]
+        return self
+
+    # -- adding and removing -------------------------------------------------------------------------------------------
+
+    def _add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
+        if self.codec.d is None:
+            raise NotFitted(f"{self.codec!r} must learn from a sample first: call fit(sample) before add")
+        codes, encoded = self._coded(), self.codec.encode(vectors)
+        if self._store is not None:
+            self._store.add(vectors)
+        codes.add(encoded)
+        self._removed = np.concatenate([self._removed, np.zeros(len(encoded), np.bool_)])
+        self._ready, self._free, self.d = None, [], vectors.shape[1]
+        self._link()
+
+    def _link(self) -> None:
+        codes, linked = self._coded(), len(self._neighbors)
+        if len(codes) - linked <= max(UNLINKED[0], linked // UNLINKED[1]):
+            return
+        self._neighbors, self._starts = graph_building.extend(
+            codes, self._neighbors, self._starts, window=self.window, alpha=self.alpha, seed=self.seed,
+            threads=available_threads(),
+        )  # fmt: skip
+
+    def _coded(self) -> RowCodes:
+        if self._codes is None:
+            self._codes = RowCodes(self.codec, self.metric == "l2")
+        return self._codes
+
+    def _remove(self, keep: np.ndarray) -> None:
+        places = np.flatnonzero(~self._removed)
+        self._removed[places[~keep]] = True
+        self._ready = None
+        if len(self._neighbors) and self._removed.mean() <= REBUILD_ABOVE:
+            return
+        kept = ~self._removed
+        self._coded().keep(kept)
+        if self._store is not None:
+            self._store.keep(kept)
+        self._clear()
+        self._removed = np.zeros(int(kept.sum()), np.bool_)
+        self._link()
+
+    # -- searching -----------------------------------------------------------------------------------------------------
+
+    def _search(
+        self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from indexes.kernels import topk
+
+        _, ids, places = self._prepared()
+        excluded, answering = self._excluded(allow, places)
+        kept = max(k, knobs["search_window"] or 64)
+        window = min(len(self._removed), math.ceil(kept * len(self._removed) / answering))
+        found = np.empty((len(queries), min(kept, answering)), np.int64)
+        scores = np.empty(found.shape, np.float32)
+        if not len(self._neighbors) or answering <= SCANNED * window:
+            self._scan(queries, excluded, found, scores, threads)
+        else:
+            self._walk(queries, excluded, window, found, scores, threads)
+            short = np.flatnonzero(found[:, min(k, answering) - 1] < 0)
+            if len(short):  # the walk met too few that are allowed
+                some, rough = found[short], scores[short]
+                self._scan(queries[short], excluded, some, rough, threads)
+                found[short] = some
+        top_scores, top_ids = topk.empty_heaps(len(queries), k)
+        in_chunks(
+            lambda a, b: self._rank(queries[a:b], found[a:b], ids, top_scores[a:b], top_ids[a:b]), len(queries), threads
+        )  # fmt: skip
+        return top_scores, top_ids
+
+    def _prepared(self) -> tuple[Graph, np.ndarray, np.ndarray | None]:
+        """What kernels read, the id at each place (-1 if it is removed), and the places of rows, None where all are."""
+        if self._ready is None:
+            ids, places = self._ids, None
+            if self._removed.any():
+                places = np.flatnonzero(~self._removed)
+                ids = np.full(len(self._removed), -1)
+                ids[places] = self._ids
+            self._ready = self._coded().graph(self._neighbors, self._starts), ids, places
+        return self._ready
+
+    def _excluded(self, allow: np.ndarray | None, places: np.ndarray | None) -> tuple[np.ndarray, int]:
+        """Which places no answer may hold, bool (places,) or (0,) where there are none, and how many are left."""
+        if allow is None:
+            return (np.empty(0, np.bool_), len(self)) if places is None else (self._removed, len(places))
+        if places is None:
+            return ~allow, int(np.count_nonzero(allow))
+        excluded = self._removed.copy()
+        excluded[places] = ~allow
+        return excluded, int(np.count_nonzero(allow))
+
+    def _walk(
+        self, queries: np.ndarray, excluded: np.ndarray, window: int, found: np.ndarray, scores: np.ndarray,
+        threads: int,
+    ) -> None:  # fmt: skip
+        from indexes.kernels import graph_search
+
+        weights, tilts = self._coded().levels.query_terms(queries)
+        graph, _, _ = self._prepared()
+
+        def work(a: int, b: int) -> None:
+            try:
+                seen = self._free.pop()
+            except IndexError:
+                seen = np.zeros(len(self._removed) + 1, np.uint8)
+            graph_search.search(graph, weights[a:b], tilts[a:b], window, excluded, seen, found[a:b], scores[a:b])
+            self._free.append(seen)
+
+        in_chunks(work, len(queries), threads)
+
+    def _scan(
+        self, queries: np.ndarray, excluded: np.ndarray, found: np.ndarray, scores: np.ndarray, threads: int
+    ) -> None:
+        from indexes.kernels import graph_search
+
+        weights, tilts = self._coded().levels.query_terms(queries)
+        graph, _, _ = self._prepared()
+        chosen = np.flatnonzero(~excluded) if len(excluded) else np.arange(len(self._removed))
+
+        def work(a: int, b: int) -> None:
+            graph_search.scan(graph, weights[a:b], tilts[a:b], chosen, found[a:b], scores[a:b])
+
+        in_chunks(work, len(queries), threads)
+
+    def _rank(
+        self, queries: np.ndarray, found: np.ndarray, ids: np.ndarray, top_scores: np.ndarray, top_ids: np.ndarray
+    ) -> None:
+        """The best of the places found, into empty heaps."""
+        from indexes.kernels import graph_search, topk
+
+        if self._store is None:
+            scores = self._coded().scores(queries, found)
+            topk.push_lists(scores, np.where(found >= 0, ids[found], -1), top_scores, top_ids)
+            topk.sort_heaps(top_scores, top_ids)
+            return
+        vectors = self._store.vectors(queries.shape[1])
+        ask_disk(vectors, found)
+        numbers = vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors
+        graph_search.rank(numbers, queries, found, self.metric == "l2", ids, top_scores, top_ids)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
+        arrays = {f"codec.{name}": array for name, array in self.codec.arrays().items()}
+        arrays |= {"neighbors": self._neighbors, "starts": self._starts, "removed": self._removed}
+        if self.codec.d is not None:
+            arrays["codes"] = self._coded().rows()
+        if self._store is not None:
+            arrays["vectors"] = self._store.vectors(self.d or 0)
+        return {"d": self.d, "codec": self.codec.header()}, arrays, {}
+
+    def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
+        learned = {name[6:]: arrays.pop(name) for name in list(arrays) if name.startswith("codec.")}
+        declared, self.codec, self.d = repr(self.codec), Codec.restore(state["codec"], learned), state["d"]
+        if repr(self.codec) != declared or self.codec.d != self.d:
+            seen = f"{self.codec!r} for d = {self.codec.d}"
+            raise CorruptIndex(f"the codec is {seen}; the header says {declared} for d = {self.d}")
+        self._removed, self._neighbors, self._starts = arrays["removed"], arrays["neighbors"], arrays["starts"]
+        n, links, starts = len(self._removed), self._neighbors, self._starts
+        if self._removed.dtype != np.bool_ or self._removed.shape != (n,) or n - self._removed.sum() != len(self):
+            seen = f"{self._removed.dtype} {self._removed.shape}"
+            raise CorruptIndex(f"removed is {seen}; it must be bool and leave {len(self)} rows")
+        if links.dtype != np.int32 or links.ndim != 2 or links.shape[1] != self.R or len(links) > n:
+            raise CorruptIndex(f"neighbors are {links.dtype} {links.shape}, not int32 (at most {n}, {self.R})")
+        if starts.dtype != np.int64 or starts.ndim != 1 or (len(starts) > 0) != (len(links) > 0):
+            raise CorruptIndex(f"starts are {starts.dtype} {starts.shape} for a graph of {len(links)} rows")
+        if len(links) and not (links.min() >= -1 and max(links.max(), starts.max()) < len(links) and starts.min() >= 0):
+            raise CorruptIndex(f"neighbors or starts name a row that is not one of the {len(links)} linked")
+        if self.d is not None:
+            self._coded().open(arrays["codes"], n)
+        elif n:
+            raise CorruptIndex(f"n is {n}, and d is missing")
+        if self._store is not None:
+            self._store.open(arrays["vectors"], n, self.d or 0)
+
+
+def _copied(codec: Codec) -> Codec:
+    """With arrays by row, as they come from a file: products with others round differently."""
+    return Codec.restore(codec.header(), {name: np.array(array, order="C") for name, array in codec.arrays().items()})
