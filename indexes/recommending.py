@@ -23,7 +23,9 @@ from indexes.base import Index
 from indexes.codecs import SQ, RaBitQ
 from indexes.dense.base import DenseIndex
 from indexes.dense.flat import FlatIndex
+from indexes.dense.graph import GraphIndex
 from indexes.dense.hnsw import HNSWIndex
+from indexes.dense.ivf import IVFIndex
 from indexes.dense.ivfpq import IVFPQIndex
 from indexes.dense.scan import ScanIndex
 from indexes.errors import InvalidParameter
@@ -132,6 +134,8 @@ def _makers(d: int, metric: str) -> dict[str, Callable[[], DenseIndex]]:
         "ScanIndex(codec=RaBitQ(), rerank='float16')": lambda: ScanIndex(
             codec=RaBitQ(), metric=metric, rerank="float16"
         ),
+        "IVFIndex()": lambda: IVFIndex(metric=metric),
+        "GraphIndex()": lambda: GraphIndex(metric=metric),
         "HNSWIndex()": lambda: HNSWIndex(metric=metric),
     }
     if d % 4 == 0:
@@ -156,9 +160,9 @@ def _measure(
     tuned = tune(index, queries, k, target_recall=recall, exact=exact)
     reached, knobs = min(tuned.chosen.recall, tuned.held_out_recall), tuned.chosen.knobs
     now = _time(index, queries, k, knobs)
-    if isinstance(index, HNSWIndex):
+    if isinstance(index, HNSWIndex | GraphIndex):
         later = now * max(math.log(n) / math.log(len(rows)), 0.0)
-    elif isinstance(index, IVFPQIndex):
+    elif isinstance(index, IVFIndex | IVFPQIndex):
         later = now * math.sqrt(n / len(rows))
     else:
         later = _along_the_line(make(), rows[: len(rows) // 4], queries, k, knobs, now, len(rows), n)

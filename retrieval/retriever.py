@@ -197,15 +197,17 @@ def dense(
 
     `model`: "lsa" (fitted on the corpus, nothing to download), a sentence-transformers model by hub name or path, or
     an encoder with settings of its own, such as `LSA(d=512, analyzer="german")`.
-    `ann`: "flat" (exact), "scan" (4-bit codes, then exact), "hnsw" or "ivfpq". `encoder_dtype`: what a model by name
-    computes in, "float32", "bfloat16" or "int8" (see `SentenceTransformerEncoder`). `parameters` go to the index:
-    `FlatIndex`, `ScanIndex`, `HNSWIndex`, `IVFPQIndex`.
+    `ann`: "flat" (exact), "scan" (4-bit codes, then exact), "graph" (8-bit codes in a graph, then exact), "ivf" (4-bit
+    codes in lists, then exact), "hnsw" or "ivfpq". `encoder_dtype`: what a model by name computes in, "float32",
+    "bfloat16" or "int8" (see `SentenceTransformerEncoder`). `parameters` go to the index: `FlatIndex`, `ScanIndex`,
+    `GraphIndex`, `IVFIndex`, `HNSWIndex`, `IVFPQIndex`.
     """
-    from indexes import FlatIndex, HNSWIndex, IVFPQIndex, ScanIndex
+    from indexes import FlatIndex, GraphIndex, HNSWIndex, IVFIndex, IVFPQIndex, ScanIndex
     from retrieval.encoders.lsa import LSA
 
     kinds: dict[str, Callable[..., Index]] = {
-        "flat": FlatIndex, "scan": ScanIndex, "hnsw": HNSWIndex, "ivfpq": IVFPQIndex,
+        "flat": FlatIndex, "scan": ScanIndex, "graph": GraphIndex, "ivf": IVFIndex, "hnsw": HNSWIndex,
+        "ivfpq": IVFPQIndex,
     }  # fmt: skip
     if ann not in kinds:
         raise ValueError(f"ann is {ann!r}; it must be one of {', '.join(kinds)}")

@@ -6,8 +6,8 @@
     python scripts/bench_dense.py --quick
 
 Ours: FlatIndex, ScanIndex, IVFIndex and GraphIndex with several codecs, HNSWIndex and IVFPQIndex (both of which are
-faiss's inside). Peers: faiss's flat, 4-bit product, scalar and RaBitQ quantisers with exact re-ranking (RFlat), flat and
-in lists, and its HNSW; hnswlib, usearch, SVS and turbovec when they are installed. See dense_peers.py.
+faiss's inside). Peers: faiss's flat, 4-bit product, scalar and RaBitQ quantisers with exact re-ranking (RFlat), flat
+and in lists, and its HNSW; hnswlib, usearch, SVS and turbovec when they are installed. See dense_peers.py.
 
 For each target of recall@10 (against exact search, ties counted as found), each system runs at the fastest setting of
 its ladder that reaches it, one query at a time and in a batch; systems that do not reach it are left out. They take
@@ -85,7 +85,7 @@ def measured(vectors: np.ndarray, queries: np.ndarray, learned_from: np.ndarray,
     kth = FlatIndex().add(vectors).search(queries, K).scores[:, -1]
     all_systems = list(systems(vectors, learned_from, args.without, args.only))
     recalls: dict[tuple[str, Any], float] = {}
-    first: dict[tuple[str, Any], float] = {}  # seconds of a first pass, which chooses among settings that reach a target
+    first: dict[tuple[str, Any], float] = {}  # seconds of a pass, which choose among settings
     for system in all_systems:
         for setting in system.settings:
             run = system.search(setting)

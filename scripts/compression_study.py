@@ -1,7 +1,7 @@
 """Learning to compress: nDCG@10 against bytes, for every trainer beside what needs no training, at equal bytes.
 
-    python scripts/compression_study.py                                  # collections by ir_datasets id, model by hub name
-    python scripts/compression_study.py --data DIR --model PATH          # BEIR folders DIR/nfcorpus, ..., offline
+    python scripts/compression_study.py                               # collections by ir_datasets id, model by hub name
+    python scripts/compression_study.py --data DIR --model PATH       # BEIR folders DIR/nfcorpus, ..., offline
     python scripts/compression_study.py --bytes 48 24 --methods opq distill-vq --plot curve.png
 
 Each collection is compressed alone, with queries made of its own documents (label-free) or with its training labels,
@@ -199,8 +199,8 @@ def table(units: Sequence[Unit], args: Any) -> list[list[Any]]:
             p = None if name == "opq" else paired_t_test(mine, base)
         seconds, codebook = np.median(np.array(spent[way, name, size]), axis=0)
         labels = "labels" if name in TRAINED and TRAINED[name][0] else "-"
-        rows.append([way, size, name, labels, *(means.get(part) for part in names), float(np.mean(shares)), min(shares), p,
-                     round(float(codebook), 1), round(float(seconds))])  # fmt: skip
+        rows.append([way, size, name, labels, *(means.get(part) for part in names), float(np.mean(shares)),
+                     min(shares), p, round(float(codebook), 1), round(float(seconds))])  # fmt: skip
     return sorted(rows, key=lambda row: (row[0], -row[1]))
 
 
@@ -328,7 +328,7 @@ def main() -> None:
     columns = ["indexed", "bytes", "method", "trained with", *(f"{name} {MEASURE}" for name in names), "mean share",
                "least share", "p against opq", "codebook", "seconds"]  # fmt: skip
     notes = [
-        f"{'LSA' if args.quick else Path(args.model).name}, {d} dimensions; queries stay float32; {args.seeds} seed(s).",
+        f"{'LSA' if args.quick else Path(args.model).name}, {d} dimensions; queries stay float32; seeds: {args.seeds}.",
         "mean share: of float32, over the collections of the row, each indexed as the first column says.",
         "p: paired t-test over all queries, not corrected. codebook: bytes of what is learned, per document.",
     ]

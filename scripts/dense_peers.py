@@ -77,7 +77,9 @@ def of_faiss(factory: str, vectors: np.ndarray) -> System:
             beam = faiss.SearchParametersHNSW(efSearch=setting[0])
             return lambda queries: index.search(queries, K, params=beam)[1]
         base = faiss.SearchParametersIVF(nprobe=setting[0]) if lists else None
-        refine = faiss.IndexRefineSearchParameters(k_factor=setting[-1] / K, base_index_params=base) if refined else None
+        if not refined:
+            return lambda queries: index.search(queries, K)[1]
+        refine = faiss.IndexRefineSearchParameters(k_factor=setting[-1] / K, base_index_params=base)
         return lambda queries: index.search(queries, K, params=refine)[1]
 
     def size(index: faiss.Index) -> int:
@@ -183,8 +185,8 @@ def of_turbovec(vectors: np.ndarray) -> System:
 
         return run
 
-    size = vectors.shape[1] // 2 + 4
-    return built("turbovec 4 bits + rerank", CANDIDATES[:7], make, search, lambda _: vectors.nbytes + size * len(vectors))
+    size = vectors.nbytes + (vectors.shape[1] // 2 + 4) * len(vectors)
+    return built("turbovec 4 bits + rerank", CANDIDATES[:7], make, search, lambda _: size)
 
 
 def systems(vectors: np.ndarray, queries: np.ndarray, without: Sequence[str], only: Sequence[str]) -> Iterator[System]:

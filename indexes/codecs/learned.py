@@ -25,6 +25,7 @@ class Learned(LinearMap):
     """
 
     kind = "learned"
+    trained = True
 
     def __init__(self, *, dimensions: int) -> None:
         super().__init__()
@@ -70,6 +71,7 @@ class Retrained(Codec):
     """
 
     kind = "retrained"
+    trained = True
 
     def __init__(self, codec: Codec, *, width: int) -> None:
         super().__init__()
@@ -107,7 +109,8 @@ class Retrained(Codec):
         if centroids is None:
             return cls(codec, width=header["parameters"]["width"])
         if centroids.dtype != np.float32 or centroids.ndim != 3:
-            raise CorruptIndex(f"centroids are {centroids.dtype} {centroids.shape}; they must be float32 (M, 256, width)")
+            seen = f"{centroids.dtype} {centroids.shape}"
+            raise CorruptIndex(f"centroids are {seen}; they must be float32 (M, 256, width)")
         return cls.of(codec, centroids)
 
     def __repr__(self) -> str:

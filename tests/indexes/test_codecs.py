@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_equal_vectors_come_back(make, value):
     assert np.isnan(codec.score_error(documents, QUERIES[:1]).correlation)
 
 
-@pytest.mark.parametrize("make", [m for m in MAKERS if "PQ" not in repr(m()) and "RQ" not in repr(m())], ids=lambda m: repr(m()))
+@pytest.mark.parametrize("make", [m for m in MAKERS if not re.search("PQ|RQ", repr(m()))], ids=lambda m: repr(m()))
 def test_one_vector_is_enough_and_may_be_flat(make):
     codec = make().fit(DOCUMENTS[0], QUERIES[0])
     codes = codec.encode(DOCUMENTS[0])

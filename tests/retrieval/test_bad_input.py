@@ -222,7 +222,7 @@ def test_a_model_that_does_not_exist(tmp_path, monkeypatch):
 
 
 def test_parameters_that_are_refused_before_anything_is_made():
-    with pytest.raises(ValueError, match="ann is 'lsh'; it must be one of flat, scan, hnsw, ivfpq"):
+    with pytest.raises(ValueError, match="ann is 'lsh'; it must be one of flat, scan, graph, ivf, hnsw, ivfpq"):
         dense(ann="lsh")
     with pytest.raises(ValueError, match="bm26"):
         bm25(method="bm26")

@@ -319,7 +319,10 @@ def test_an_index_is_added_and_dropped_later(collection):
     collection.verify()
 
 
-@pytest.mark.parametrize(("ann", "parameters"), [("flat", {}), ("scan", {}), ("hnsw", {"M": 8}), ("ivfpq", {})])
+ANNS = [("flat", {}), ("scan", {}), ("graph", {"R": 8}), ("ivf", {}), ("hnsw", {"M": 8}), ("ivfpq", {})]
+
+
+@pytest.mark.parametrize(("ann", "parameters"), ANNS)
 def test_dense_indexes_of_every_kind_live_in_a_collection(tmp_path, ann, parameters):
     with Collection.create(tmp_path / "c", {"dense": dense(ann=ann, **parameters)}) as made:
         made.add(documents(300))
