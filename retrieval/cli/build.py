@@ -30,7 +30,7 @@ ByDense = Annotated[
     str | None,
     typer.Option("--dense", help="Index by a dense encoder: lsa, or a sentence-transformers model by name or path."),
 ]
-Ann = Annotated[str, typer.Option(help="Index of the vectors: flat (exact), scan (4 bits first), graph, ivf, hnsw, ivfpq")]
+Ann = Annotated[str, typer.Option(help="Index of vectors: flat (exact), scan (4 bits first), graph, ivf, hnsw, ivfpq.")]
 EncoderDtype = Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or int8.")]
 AnalyzerName = Annotated[str, typer.Option(help="Of BM25 and LSA: english, another language, unicode, or hf:MODEL.")]
 Method = Annotated[str, typer.Option(help="Of BM25: lucene, robertson, atire, bm25l or bm25+.")]

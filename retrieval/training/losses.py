@@ -22,11 +22,13 @@ def lambda_rank(scores: Tensor, relevant: Tensor, cut: int = 200) -> Tensor:
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(1, scores.shape[1] + 1).expand_as(order))
     gains = torch.where(ranks <= cut, 1.0 / ranks, 0.0)
     filled = scores.masked_fill(~present, 0)
-    swaps = (gains[:, None, :] - gains[:, :, None]).abs()
-    losses = swaps * F.softplus(filled[:, None, :] - filled[:, :, None])  # [query, relevant, other]
-    pairs = (relevant & present)[:, :, None] & (~relevant & present)[:, None, :]
-    counts = pairs.sum(dim=(1, 2))
-    return ((losses * pairs).sum(dim=(1, 2)) / counts.clamp(min=1)).mean()
+    query, place = (relevant & present).nonzero(as_tuple=True)
+    others = ~relevant[query] & present[query]
+    swaps = (gains[query] - gains[query, place][:, None]).abs()
+    losses = (swaps * others * F.softplus(filled[query] - filled[query, place][:, None])).sum(dim=1)
+    counts = torch.zeros(len(scores)).index_add(0, query, others.sum(dim=1).float())
+    totals = torch.zeros_like(scores[:, 0]).index_add(0, query, losses)
+    return (totals / counts.clamp(min=1)).mean()
 
 
 def list_net(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -63,7 +65,9 @@ def margin_mse(scores: Tensor, teacher: Tensor) -> Tensor:
     return difference.masked_fill(~present, 0).square().sum() / present.sum().clamp(min=1)
 
 
-def orthogonal_cosine(codes: Tensor, targets: Tensor, labels: Tensor, margin: float = 0.3, scale: float = 8.0) -> Tensor:
+def orthogonal_cosine(
+    codes: Tensor, targets: Tensor, labels: Tensor, margin: float = 0.3, scale: float = 8.0
+) -> Tensor:
     """OrthoHash (Hoe et al., NeurIPS 2021): cross-entropy over scale * cosine with each class's code, the right one's
     less `margin`. `codes` float (B, b), `targets` (classes, b) of 1 and -1, `labels` int64 (B,)."""
     cosines = F.normalize(codes, dim=1) @ F.normalize(targets, dim=1).T
@@ -93,9 +97,9 @@ def distance_from_signs(numbers: Tensor) -> Tensor:
 def calibration(similarities: Tensor, teacher: Tensor, quantiles: Tensor) -> Tensor:
     """The mean of |s - c|, c the quantile whose place is the rank of the pair's similarity by the teacher.
 
-    `similarities`, `teacher` float (m,) of the same pairs; `quantiles` (m,) of the wanted distribution, ascending. Where
-    both rank alike it is the 1-Wasserstein distance from that distribution, as in similarity distribution calibration
-    (Ng et al., 2023); by the teacher's ranks it asks for the order too.
+    `similarities`, `teacher` float (m,) of the same pairs; `quantiles` (m,) of the wanted distribution, ascending.
+    Where both rank alike it is the 1-Wasserstein distance from that distribution, as in similarity distribution
+    calibration (Ng et al., 2023); by the teacher's ranks it asks for the order too.
     """
     wanted = torch.empty_like(quantiles)
     wanted[teacher.argsort(stable=True)] = quantiles
