@@ -15,9 +15,11 @@ from indexes.codecs.floats import BFloat16, Float8, Float16, Float32
 from indexes.codecs.learned import Learned, Retrained
 from indexes.codecs.linear import PCA, LeanVec, LinearMap, RandomRotation
 from indexes.codecs.product import OPQ, PQ
+from indexes.codecs.recurrent import Recurrent
 from indexes.codecs.scalar import LVQ, SQ
 
 __all__ = [
     "LVQ", "OPQ", "PCA", "PQ", "RQ", "SQ", "BFloat16", "Chain", "Codec", "Float8", "Float16", "Float32", "LeanVec",
-    "Learned", "LinearMap", "RaBitQ", "RandomRotation", "Residual", "Retrained", "ScoreError", "SignBits",
+    "Learned", "LinearMap", "RaBitQ", "RandomRotation", "Recurrent", "Residual", "Retrained", "ScoreError",
+    "SignBits",
 ]  # fmt: skip

@@ -39,6 +39,7 @@ KINDS = {
     "rq": "indexes.codecs.additive:RQ",
     "learned": "indexes.codecs.learned:Learned",
     "retrained": "indexes.codecs.learned:Retrained",
+    "recurrent": "indexes.codecs.recurrent:Recurrent",
 }
 BLOCK = 1 << 18  # numbers decoded at once: 1 MB, which stays in cache
 
@@ -67,6 +68,8 @@ class Fitted(ABC):
     kind: ClassVar[str]
     needs_fit: bool = True
     """Whether `fit` learns more than the width, so that it needs a sample that stands for all vectors."""
+    trained: bool = False
+    """Whether it, or a part of it, was made by training: then `fit` refuses, and nothing but training makes it anew."""
 
     def __init__(self) -> None:
         self.d: int | None = None

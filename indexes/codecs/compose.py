@@ -24,6 +24,7 @@ class Composed(Codec):
             raise InvalidParameter(f"a part of {type(self).__name__} is given twice; each needs a codec of its own")
         self.parts = parts
         self.needs_fit = any(part.needs_fit for part in parts)
+        self.trained = any(part.trained for part in parts)
 
     def parameters(self) -> dict[str, Any]:
         return {"parts": [part.header() for part in self.parts]}

@@ -27,7 +27,7 @@ MEASURE = "nDCG@10"
 
 
 class Rows(Protocol):
-    """What is read a block at a time: an array (n, d), in memory or on disk, or codes that are decoded as they go by."""
+    """What is read a block at a time: an array (n, d), in memory or on disk, or codes, decoded as they go by."""
 
     def __len__(self) -> int: ...
 
@@ -56,7 +56,7 @@ class TrainingData:
         for name in ("documents", "queries"):
             array = getattr(self, name)
             if array.ndim != 2 or array.dtype != np.float32 or not len(array):
-                raise TrainingError(f"{name} are {array.dtype} {array.shape}; they must be float32 (n, d), n at least 1")
+                raise TrainingError(f"{name} are {array.dtype} {array.shape}; they must be float32 (n, d), n >= 1")
         if self.documents.shape[1] != self.queries.shape[1]:
             raise TrainingError(f"documents are {self.documents.shape}, queries {self.queries.shape}: other widths")
         if not np.isfinite(self.queries).all():
@@ -66,7 +66,8 @@ class TrainingData:
                 raise TrainingError(f"{len(self.positives)} lists of positives for {len(self.queries)} queries")
             for query, rows in enumerate(self.positives):
                 if len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(self.documents):
-                    raise TrainingError(f"positives of query {query} name rows beyond the {len(self.documents)} documents")
+                    n = len(self.documents)
+                    raise TrainingError(f"positives of query {query} name rows beyond the {n} documents")
         if self.texts is not None and len(self.texts) != len(self.queries):
             raise TrainingError(f"{len(self.texts)} texts for {len(self.queries)} queries")
         if self.negatives is not None:

@@ -1,7 +1,7 @@
 """Distill-VQ: compressed vectors learn the order in which the float vectors rank, without any label.
 
-Xiao et al., "Distill-VQ: Learning Retrieval Oriented Vector Quantization By Distilling Knowledge from Dense Embeddings",
-SIGIR 2022. The teacher is the embedding itself; of the losses that the paper compares, ListNet was best.
+Xiao et al., "Distill-VQ: Learning Retrieval Oriented Vector Quantization By Distilling Knowledge from Dense
+Embeddings", SIGIR 2022. The teacher is the embedding itself; of the losses that the paper compares, ListNet was best.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DistillVQ(Method):
         if self.recode and number > 1:
             self.quantizer.settle()
             self.now = self.quantizer.encode(data.documents)
-        asked = self.queries.embed(data.queries, data.texts)
+        asked = self.queries.asked(data.queries, data.texts)
         self.student = search_codes(self.codec(), self.now, asked, DEPTH)
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
@@ -63,7 +63,8 @@ class DistillVQ(Method):
         documents = torch.from_numpy(data.documents[candidates])
         teacher = torch.bmm(documents, queries[:, :, None])[:, :, 0]
         scores = self.quantizer.scores(self.queries(rows), self.now, candidates)
-        return losses.list_net(scores, teacher.masked_fill(torch.from_numpy(candidates < 0), -torch.inf), self.temperature)
+        teacher = teacher.masked_fill(torch.from_numpy(candidates < 0), -torch.inf)
+        return losses.list_net(scores, teacher, self.temperature)
 
     def candidates(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Rows int64 (B, m) of the candidates of some queries, each once; -1 for none."""

@@ -1,31 +1,52 @@
-"""What the trainers of hashes share: a linear head whose signs are the codes, and learning without labels.
+"""What the trainers of hashes share: a linear head whose signs are the codes, averaged over steps, and candidates.
 
     documents x --> P (x - mean) --> signs: the code --+
     queries q ----> A q, which stay floats ------------+--> scores: (A q) . signs
 
-P and A start as one projection, of ITQ. The result is `Chain(Learned(...), SignBits())`, which any index of codes takes;
-`TwoStageIndex` gets the same bits from the vectors that its `Learned` makes.
+P and A start as ITQ's projection. The result is `Chain(Learned(...), SignBits())`, which any index of codes takes;
+`TwoStageIndex` gets the same bits from documents and queries that went through its `Learned`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from indexes.codecs import Chain, Codec, Learned, SignBits
+from indexes.codecs import Codec
 from retrieval.training.data import TrainingData, nearest
-from retrieval.training.itq import itq
+from retrieval.training.itq import bits, hash_codec, itq, sizes
 from retrieval.training.method import Method, sampled, search_codes
 
-DEPTH = 100  # of the teacher's and the student's nearest documents
+DEPTH = 30  # candidates that each query brings into a batch, of each kind
+FOLLOW = 0.01  # share of the newest step in the average
 
 
-class HashHead(nn.Module):
-    """P and A, float32 (b, d), from one `projection` of length-keeping rows; `documents` (n, d) tell mean and sizes.
+class Head(nn.Module, ABC):
+    """What is trained of both sides: numbers of documents, of which codes are made, and the queries that meet them."""
 
-    Both are trained in units in which what is hashed has a root mean square of 1, so that one learning rate suits both,
-    and `scale` brings scores back to the size of inner products. `tied`: queries are asked by P too.
+    @abstractmethod
+    def forward(self, documents: Tensor) -> Tensor:
+        """Numbers float32 (m, b) of documents (m, d)."""
+
+    @abstractmethod
+    def asked(self, queries: Tensor) -> Tensor:
+        """float32 (B, b) of queries (B, d)."""
+
+    @abstractmethod
+    def codec(self, query_matrix: np.ndarray) -> Codec:
+        """What has been learned, for queries that `query_matrix` (d, d) turns first."""
+
+
+class HashHead(Head):
+    """P and A, float32 (b, d), that start as one `projection` of `documents` (n, d).
+
+    Both are trained in units in which what is hashed has a root mean square of 1, so that one learning rate suits both;
+    `scale` brings products back to the size of inner products. `tied`: A stays equal to P.
     """
 
     mean: Tensor
@@ -33,70 +54,103 @@ class HashHead(nn.Module):
 
     def __init__(self, projection: np.ndarray, documents: np.ndarray, *, tied: bool = False) -> None:
         super().__init__()
-        mean = documents.mean(axis=0, dtype=np.float64).astype(np.float32)
-        reduced = (documents - mean) @ projection.T
-        size = max(float(np.sqrt(np.square(reduced).mean(dtype=np.float64))), 1e-12)
+        mean, typical, root = sizes(documents, projection)
         self.register_buffer("mean", torch.from_numpy(mean))
-        self.register_buffer("scale", torch.tensor([size * float(np.abs(reduced).mean(dtype=np.float64))]))
-        self.documents = nn.Parameter(torch.from_numpy(projection / np.float32(size)))
+        self.register_buffer("scale", torch.tensor([root * typical], dtype=torch.float32))
+        self.documents = nn.Parameter(torch.from_numpy(projection / np.float32(root)))
         self.queries = self.documents if tied else nn.Parameter(self.documents.detach().clone())
 
     def forward(self, documents: Tensor) -> Tensor:
-        """What is hashed, float32 (m, b), of documents (m, d)."""
+        """Numbers float32 (m, b) of which documents (m, d) keep the signs."""
         return (documents - self.mean) @ self.documents.T
 
     def asked(self, queries: Tensor) -> Tensor:
-        """float32 (B, b) of queries (B, d); its products with signs, times `scale`, are scores."""
+        """float32 (B, b) of queries (B, d); products with signs, times `scale`, are scores."""
         return queries @ self.queries.T
 
     def codec(self, query_matrix: np.ndarray) -> Codec:
-        """The signs of the head, for queries that `query_matrix` (d, d) turns first."""
-        projection, asking = self.documents.detach().numpy(), self.queries.detach().numpy()
-        bits = SignBits.restore(
-            {"kind": SignBits.kind, "d": len(projection), "parameters": {}}, {"scale": self.scale.numpy().copy()}
-        )
-        return Chain.of(Learned.of(projection, asking @ query_matrix, self.mean.numpy()), bits)
+        """The signs, for queries that `query_matrix` (d, d) turns first."""
+        asking = self.queries.detach().numpy() @ query_matrix
+        return hash_codec(self.documents.detach().numpy().copy(), asking, self.mean.numpy().copy(), float(self.scale))
 
 
 class Hasher(Method):
-    """Base of the methods that train a `HashHead`, of 8 `bytes` bits, which may be more than there are dimensions."""
+    """Base of the methods that train a head: the start, the average, the candidates of a batch.
 
-    bytes: int
-    tied = False
-
-    def begin(self, data: TrainingData) -> None:
-        sample = sampled(data.documents, self.seed)
-        self.head = HashHead(itq(sample, bits(self.bytes), seed=self.seed), sample, tied=self.tied)
-        self.modules["head"] = self.head
-
-    def codec(self) -> Codec:
-        return self.head.codec(self.queries.matrix())
-
-
-class Distilled(Hasher):
-    """Base of the hashers that can do without labels: they learn in what order the float vectors rank.
-
-    Candidates are shared by the queries of a batch: of each the documents nearest by the float vectors and by the
-    codes, found anew before each epoch, those of the others, and `random` more. Documents are hashed once per step,
-    not once per query.
+    What is saved and searched is the head's average over some 100 steps: each step turns signs over, and the average
+    settles. Candidates are shared by the queries of a batch, so that a document is hashed once per step.
     """
 
-    temperature: float
-    random: int
+    epochs = 6
+    tied = False
+    bytes: int
+    head: Head
+    random: int = 100
+    """Documents drawn at random into each batch's candidates."""
+    lr = 1e-2
 
     def begin(self, data: TrainingData) -> None:
-        super().begin(data)
+        self.head = self.start_head(data, sampled(data.documents, self.seed))
+        self.average = AveragedModel(self.head, avg_fn=_followed)
+        self.modules["head"], self.modules["average"] = self.head, self.average
         self.teacher = nearest(data.queries, data.documents, DEPTH)
         self.student = self.teacher[:, :0]
 
+    def start_head(self, data: TrainingData, sample: np.ndarray) -> Head:
+        """The head before the first step; `sample` is of the documents."""
+        projection = itq(sample, bits(self.bytes, sample.shape[1]), seed=self.seed)
+        return HashHead(projection, sample, tied=self.tied)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.head.parameters()), "lr": self.lr}, *super().groups()[1:]]
+
     def epoch(self, data: TrainingData, number: int) -> None:
-        asked = self.queries.embed(data.queries, data.texts)
+        asked = self.queries.asked(data.queries, data.texts)
         self.student = search_codes(self.codec(), self.codes(data), asked, DEPTH)
 
-    def candidates(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator, depth: int) -> np.ndarray:
-        """Rows int64 (m,) of the documents that a batch of queries is compared with, ascending."""
+    def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
+        self.average.update_parameters(self.head)
+        return self.step(data, rows, random)
+
+    def step(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
+        """See `loss`."""
+        raise NotImplementedError
+
+    def steps(self) -> int:
+        """Taken so far, with the one being taken."""
+        return int(self.average.n_averaged)
+
+    def codec(self) -> Codec:
+        head = self.average.module if self.steps() else self.head
+        assert isinstance(head, Head)
+        return head.codec(self.queries.matrix())
+
+    def candidates(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Rows int64 (m,) of documents, ascending: of each query the nearest by the float vectors and by the codes,
+        relevant ones where there are labels, and some at random."""
         drawn = random.integers(0, len(data.documents), self.random)
-        parts = [self.teacher[rows, :depth].ravel(), self.student[rows, :depth].ravel(), drawn]
+        parts = [self.teacher[rows].ravel(), self.student[rows].ravel(), drawn]
         if data.positives is not None:
             parts += [data.positives[row] for row in rows]
         return np.unique(np.concatenate(parts))
+
+
+def _followed(average: Tensor, newest: Tensor, steps: Tensor | int) -> Tensor:
+    """The average after another step: of the last half of them at first, of some 100 later."""
+    return average + (newest - average) * max(FOLLOW, 2 / (int(steps) + 2))
+
+
+def signs(numbers: Tensor) -> Tensor:
+    """1 and -1, with the gradients of tanh: straight through (Bengio et al., 2013)."""
+    soft = torch.tanh(numbers)
+    return soft + (torch.where(numbers >= 0, 1.0, -1.0) - soft).detach()
+
+
+def targets(
+    positives: list[np.ndarray], candidates: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each query one relevant candidate, its place int64 (B,), and which others are relevant too, bool (B, m)."""
+    known = np.stack([np.isin(candidates, some) for some in positives])
+    chosen = np.searchsorted(candidates, [random.choice(some) for some in positives])
+    known[np.arange(len(chosen)), chosen] = False
+    return chosen, known

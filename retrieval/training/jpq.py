@@ -33,7 +33,7 @@ class JPQ(Method):
     needs_labels = True
 
     def __init__(
-        self, *, bytes: int = 48, codebooks: str = "product", tune: str = "adapter", rank: int = 16, lr: float = 2e-3,
+        self, *, bytes: int = 48, codebooks: str = "product", tune: str = "adapter", rank: int = 16, lr: float = 5e-3,
         query_lr: float = 1e-4, cut: int = DEPTH, scale: float = 20.0, seed: int = 0,
     ) -> None:  # fmt: skip
         self.bytes, self.codebooks, self.tune, self.rank = bytes, codebooks, tune, rank
@@ -46,7 +46,7 @@ class JPQ(Method):
         self.negatives = np.empty((0, 0), np.int64)
 
     def epoch(self, data: TrainingData, number: int) -> None:
-        asked = self.queries.embed(data.queries, data.texts)
+        asked = self.queries.asked(data.queries, data.texts)
         self.negatives = search_codes(self.codec(), self.fixed, asked, DEPTH)
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
@@ -67,7 +67,8 @@ def with_positives(found: np.ndarray, positives: list[np.ndarray]) -> tuple[np.n
 
     At most as many relevant ones are appended as were found at all, the first ones.
     """
-    lists = [np.concatenate([row, np.setdiff1d(some, row)[: len(row)]]) for row, some in zip(found, positives, strict=True)]
+    both = list(zip(found, positives, strict=True))
+    lists = [np.concatenate([row, np.setdiff1d(some, row)[: len(row)]]) for row, some in both]
     candidates = np.full((len(lists), max(map(len, lists))), -1, np.int64)
     relevant = np.zeros(candidates.shape, np.bool_)
     for i, (row, some) in enumerate(zip(lists, positives, strict=True)):

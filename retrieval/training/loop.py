@@ -81,8 +81,9 @@ class _Run:
     """The state of a run between epochs, which is what a checkpoint holds."""
 
     def __init__(
-        self, method: Method, data: TrainingData, dev: TrainingData, batch: int, checkpoint: str | Path | None, model: Any
-    ) -> None:
+        self, method: Method, data: TrainingData, dev: TrainingData, batch: int, checkpoint: str | Path | None,
+        model: Any,
+    ) -> None:  # fmt: skip
         self.method, self.data, self.dev, self.batch = method, data, dev, batch
         self.folder = None if checkpoint is None else Path(checkpoint)
         self.identity = {"method": method.name, "parameters": method.parameters(), "batch": batch,
@@ -119,7 +120,8 @@ class _Run:
         for step, rows in enumerate(batches, 1):
             loss = self.method.loss(self.data, rows, random)
             if not torch.isfinite(loss):
-                raise TrainingError(f"{self.method.name}: the loss is {loss.item()} at epoch {self.number}, step {step}")
+                where = f"epoch {self.number}, step {step}"
+                raise TrainingError(f"{self.method.name}: the loss is {loss.item()} at {where}")
             if self.optimizer is not None and loss.requires_grad:
                 self.optimizer.zero_grad()
                 loss.backward()
@@ -133,7 +135,7 @@ class _Run:
 
     def _validate(self, loss: float) -> None:
         codec, codes = self.method.codec(), self.method.codes(self.data)
-        asked = self.method.queries.embed(self.dev.queries, self.dev.texts)
+        asked = self.method.queries.asked(self.dev.queries, self.dev.texts)
         found = search_codes(codec, codes, asked, DEPTH)
         value = quality(found, self.dev, self.exact)
         row = {"epoch": self.number, "loss": loss, "dev": value, **self.method.report()}
@@ -170,7 +172,9 @@ class _Run:
             return False
         header = storage.load_header(self.folder, name=HEADER)
         if json.loads(json.dumps(self.identity)) != header.get("identity"):
-            raise TrainingError(f"{self.folder}: a checkpoint of another run (data, method or parameters differ); remove it")
+            raise TrainingError(
+                f"{self.folder}: a checkpoint of another run (data, method or parameters differ); remove it"
+            )
         arrays, _ = storage.load_arrays(self.folder, header, mmap=False, verify=True)
         parts: dict[str, dict[str, np.ndarray]] = {}
         for name, array in arrays.items():

@@ -81,14 +81,6 @@ def pairwise_likelihood(first: Tensor, second: Tensor, similar: Tensor) -> Tenso
     return (F.softplus(products) - similar * products).mean()
 
 
-def sorted_distance(similarities: Tensor, quantiles: Tensor) -> Tensor:
-    """The 1-Wasserstein distance of similarities (m,) from quantiles (m,) of another distribution, sorted.
-
-    Similarity distribution calibration (Ng et al., WACV 2023): hash similarities are to fill the whole range.
-    """
-    return (similarities.sort().values - quantiles.sort().values).abs().mean()
-
-
 def distance_from_signs(numbers: Tensor) -> Tensor:
     """The mean of (z - sign z)^2: what hashing loses (DPSH, section 3.2; the paper adds up where this averages)."""
     return (numbers - torch.where(numbers >= 0, 1.0, -1.0)).square().mean()

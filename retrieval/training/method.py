@@ -41,12 +41,13 @@ class Method(ABC):
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's parameters, as JSON values."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+        names = inspect.signature(type(self).__init__).parameters
+        return {name: getattr(self, name) for name in names if name != "self"}
 
     def start(self, data: TrainingData, model: Any = None) -> None:
         """Everything before the first step: the unsupervised start, and what will be trained, in `modules`."""
         if self.needs_labels and data.positives is None:
-            raise TrainingError(f"{self.name} learns from relevant documents; without labels take distill-vq, for example")
+            raise TrainingError(f"{self.name} learns from relevant documents; without labels take distill-vq")
         torch.manual_seed(self.seed)
         self.queries = query_side(self.tune, data.queries, data.texts, model, rank=self.rank, seed=self.seed)
         self.modules = nn.ModuleDict({"queries": self.queries})

@@ -41,7 +41,8 @@ class Quantizer:
         if not 1 <= bytes <= d:
             raise TrainingError(f"bytes is {bytes}; it must be from 1 to the number of dimensions, {d}")
         if n < KSUB or (codebooks == "product" and n < d):
-            raise TrainingError(f"{n} documents are too few: {max(KSUB, d)} are needed to learn {KSUB} centroids and a rotation")
+            least = max(KSUB, d)
+            raise TrainingError(f"{n} documents are too few: {least} are needed for {KSUB} centroids and a rotation")
         sample = sampled(data.documents, seed)
         if codebooks == "additive":
             mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)

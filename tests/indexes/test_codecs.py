@@ -61,7 +61,7 @@ MAKERS = [
     lambda: Residual(PQ(M=4, bits=4), PQ(M=2, bits=4)),
     lambda: Residual(LVQ(bits=4), Chain(PCA(dimensions=7), Residual(SignBits(), RaBitQ()))),
 ]
-TRAINED = {"learned", "retrained"}  # not made by fit: see test_codecs_learned
+TRAINED = {"learned", "recurrent", "retrained"}  # not made by fit: see test_codecs_learned and test_codecs_recurrent
 codecs = pytest.mark.parametrize("make", MAKERS, ids=lambda make: repr(make()).replace(" ", ""))
 
 

@@ -16,6 +16,11 @@ def softplus(x):
     return math.log1p(math.exp(x))
 
 
+def nothing(places):
+    """Places of three queries that hold no candidate."""
+    return torch.full((3, places), -INF)
+
+
 def test_lambda_rank_weighs_pairs_by_what_swapping_does_to_reciprocal_ranks():
     scores = torch.tensor([[2.0, 1.0, 0.0, -INF]])
     relevant = torch.tensor([[False, True, False, False]])
@@ -65,10 +70,6 @@ def test_pairwise_likelihood_of_similar_and_other_pairs():
     assert losses.pairwise_likelihood(first, second, torch.tensor([1.0, 0.0])).item() == pytest.approx(expected)
 
 
-def test_sorted_distance_is_that_of_the_sorted_lists():
-    assert losses.sorted_distance(torch.tensor([3.0, 1.0]), torch.tensor([0.0, 5.0])).item() == pytest.approx(1.5)
-
-
 CASES = {
     "lambda_rank": lambda x: losses.lambda_rank(x, torch.eye(3, 4, dtype=torch.bool)),
     "list_net": lambda x: losses.list_net(x, torch.arange(12.0, dtype=torch.float64).view(3, 4).sin(), 0.5),
@@ -77,7 +78,6 @@ CASES = {
     "margin_mse": lambda x: losses.margin_mse(x, torch.arange(12.0, dtype=torch.float64).view(3, 4).cos()),
     "orthogonal_cosine": lambda x: losses.orthogonal_cosine(x, torch.eye(3, 4, dtype=torch.float64), torch.arange(3)),
     "pairwise_likelihood": lambda x: losses.pairwise_likelihood(x[:1], x[1:2], torch.ones(1, dtype=torch.float64)),
-    "sorted_distance": lambda x: losses.sorted_distance(x.flatten(), torch.arange(12.0, dtype=torch.float64)),
 }
 
 
@@ -93,10 +93,10 @@ def test_a_place_without_a_candidate_changes_nothing_and_gets_a_finite_gradient(
     scores = torch.randn(3, 4)
     call = {
         "lambda_rank": lambda x, n: losses.lambda_rank(x, torch.eye(3, n, dtype=torch.bool)),
-        "list_net": lambda x, n: losses.list_net(x, torch.cat([scores.sin(), torch.full((3, n - 4), -INF)], dim=1), 0.5),
+        "list_net": lambda x, n: losses.list_net(x, torch.cat([scores.sin(), nothing(n - 4)], dim=1), 0.5),
         "info_nce": lambda x, n: losses.info_nce(x, torch.tensor([0, 3, 1]), 0.3),
         "margin_ranking": lambda x, n: losses.margin_ranking(x, torch.tensor([0, 3, 1]), 0.7),
-        "margin_mse": lambda x, n: losses.margin_mse(x, torch.cat([scores.cos(), torch.full((3, n - 4), -INF)], dim=1)),
+        "margin_mse": lambda x, n: losses.margin_mse(x, torch.cat([scores.cos(), nothing(n - 4)], dim=1)),
     }[name]
     wide = torch.cat([scores, torch.full((3, 2), -INF)], dim=1).requires_grad_()
     value = call(wide, 6)

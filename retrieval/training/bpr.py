@@ -1,0 +1,54 @@
+"""BPR: hashes learned for two stages, candidates by Hamming distance and their order by float queries.
+
+Yamada, Asai and Hajishirzi, "Efficient Passage Retrieval with Hashing for Open-domain Question Answering", ACL 2021.
+Learned from labels it falls behind on other collections; trained on generated queries of the collection at hand, or
+with no labels at all, it comes back (INCOME: Thakur, Reimers and Lin, 2023).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrieval.training import losses
+from retrieval.training.data import TrainingData
+from retrieval.training.hashing import Hasher, HashHead, signs, targets
+
+
+class BPR(Hasher):
+    """With labels the paper's two losses, without them the order in which the float vectors rank.
+
+    Labels: codes are tanh(sqrt(1 + 0.1 step) z), which sharpens to signs (section 3.1); their products with the codes
+    of queries are to set relevant documents apart by `margin`, and float
+    queries are to pick them by cross-entropy, of scores in units of `contrast`. Negatives are what the current index
+    returns. No labels: ListNet between the float vectors' scores and those of the signs, both by `temperature`.
+    `bytes`: of a code, 8 bits each. `random`: documents drawn into each batch's candidates.
+    The encoders of the paper are a linear map of documents and another of queries here, over frozen embeddings.
+    """
+
+    name = "bpr"
+    head: HashHead
+
+    def __init__(
+        self, *, bytes: int = 48, tune: str = "code", rank: int = 16, lr: float = 1e-2, query_lr: float = 1e-4,
+        temperature: float = 0.02, margin: float = 2.0, contrast: float = 0.05, random: int = 100, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.bytes, self.tune, self.rank, self.lr, self.query_lr = bytes, tune, rank, lr, query_lr
+        self.temperature, self.margin, self.contrast = temperature, margin, contrast
+        self.random, self.seed = random, seed
+
+    def step(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
+        candidates = self.candidates(data, rows, random)
+        documents = torch.from_numpy(data.documents[candidates])
+        numbers, asked = self.head(documents), self.head.asked(self.queries(rows))
+        if data.positives is None:
+            teacher = torch.from_numpy(data.queries[rows]) @ documents.T
+            return losses.list_net(self.head.scale * asked @ signs(numbers).T, teacher, self.temperature)
+        sharpness = (1 + 0.1 * self.steps()) ** 0.5
+        codes = torch.tanh(sharpness * numbers)
+        chosen, known = targets([data.positives[row] for row in rows], candidates, random)
+        target, hidden = torch.from_numpy(chosen), torch.from_numpy(known)
+        binary = (torch.tanh(sharpness * asked) @ codes.T).masked_fill(hidden, -torch.inf)
+        ranked = (self.head.scale * asked @ codes.T).masked_fill(hidden, -torch.inf)
+        return losses.margin_ranking(binary, target, self.margin) + losses.info_nce(ranked, target, self.contrast)
