@@ -60,7 +60,8 @@ _HOME = {
 __all__ = [
     "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "GraphIndex", "HNSWIndex", "HammingIndex", "Hits",
     "IVFIndex", "IVFPQIndex", "Index", "MultiIndexHashing", "RecurrentBinaryIndex", "ScanIndex", "SeismicIndex",
-    "Statistics", "TenantIndex", "Tuned", "TwoStageIndex", "build_on_disk", "load", "recommend", "search_groups", "tune",
+    "Statistics", "TenantIndex", "Tuned", "TwoStageIndex", "build_on_disk", "load", "recommend", "search_groups",
+    "tune",
 ]  # fmt: skip
 
 

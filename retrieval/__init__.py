@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrieval.building import index, open
+    from retrieval.building import index, open, train
     from retrieval.collection import Collection
     from retrieval.documents import Document, read_documents
     from retrieval.retriever import Retriever, bm25, dense
@@ -31,10 +31,11 @@ _HOME = {
     "index": "retrieval.building",
     "open": "retrieval.building",
     "read_documents": "retrieval.documents",
+    "train": "retrieval.building",
 }
 __all__ = [
     "Collection", "Document", "Fusion", "Rerank", "Result", "Retriever",
-    "bm25", "dense", "index", "open", "read_documents",
+    "bm25", "dense", "index", "open", "read_documents", "train",
 ]  # fmt: skip
 
 

@@ -1,14 +1,17 @@
-"""The two calls that most users need: make a collection from a source, and open one."""
+"""The calls that most users need: make a collection from a source, open one, and train a smaller index for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from retrieval.collection import Collection
 from retrieval.documents import Document, read_documents
 from retrieval.retriever import Progress, Retriever, bm25, dense
+
+if TYPE_CHECKING:
+    from retrieval.training.pipeline import TrainedIndex
 
 
 def index(
@@ -35,3 +38,12 @@ def index(
 def open(folder: str | Path, *, verify: bool = True) -> Collection:
     """Open the collection in `folder`. See `Collection.open`."""
     return Collection.open(folder, verify=verify)
+
+
+def train(folder: str | Path, method: str, to: str, **options: Any) -> TrainedIndex:
+    """Train a compressed index for the collection in `folder`: `train("my.idx", "distill-vq", "small", bytes=24)`.
+
+    `options`: see `Collection.train`.
+    """
+    with Collection.open(folder) as collection:
+        return collection.train(method, to, **options)

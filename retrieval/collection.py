@@ -3,6 +3,7 @@
     DIR/collection.sqlite        documents, metadata, the live generation and the names of the live index folders
     DIR/indexes/NAME.GENERATION  one folder per index: its encoder and its index
     DIR/encodings/NAME           vectors of an unfinished build, so that it can go on where it stopped
+    DIR/training/NAME            vectors, queries and checkpoints of an unfinished training, likewise
 
 A change writes new index folders first and commits the database last. After a crash at any moment the collection
 holds the last committed generation; folders that it does not name are removed by the next change.
@@ -28,7 +29,11 @@ from retrieval.search import Fusion, Single, Stage
 from retrieval.store import NAME, Store
 
 if TYPE_CHECKING:
+    from eval import Dataset
     from indexes import Tuned
+    from retrieval.training.method import Method
+    from retrieval.training.pipeline import TrainedIndex
+    from retrieval.training.sources import Questions
 
 FUSION_METHOD = "minmax"
 
@@ -201,6 +206,41 @@ class Collection:
             if isinstance(vectors, np.ndarray) and encoder.similarity != "l2":
                 vectors = vectors[vectors.any(axis=1)]  # to the others, `Retriever.search` finds nothing
             return tune(index, vectors, k, target_recall=target_recall, exact=exact, threads=threads)
+
+    def train(
+        self, method: str | Method, to: str, *, index: str | None = None,
+        queries: Questions | Sequence[str] | None = None, dev: Questions | None = None,
+        generate: Sequence[str] = ("auto",), count: int = 10_000, keep_top: int | None = None,
+        test: Dataset | None = None, epochs: int | None = None, batch: int = 64, patience: int = 3,
+        threads: int | None = None, progress: Progress | None = None, **parameters: Any,
+    ) -> TrainedIndex:  # fmt: skip
+        """Learn to compress the vectors of an index, and add what comes of it as the index `to`, beside the others.
+
+        `method`: a name of `retrieval.training.METHODS`, with `parameters` of its constructor (bytes=24,
+        tune="adapter", seed=1 ...), or one that is made already. `index`: whose vectors; by default those of the only
+        dense index. `queries`: `Questions` with or without labels (see `retrieval.training.sources.read_questions`),
+        or texts. Without, no label is looked at: at most `count` queries are made from the documents, of the kinds
+        `generate` (see `retrieval.training.unlabelled.mixed`), of which those are kept that find their document among
+        the first `keep_top`, if that is given; methods that need labels take that document for relevant. `dev`:
+        questions that stop training and choose its best epoch; by default a tenth of the others. `test`: judged queries
+        for the comparison that comes back. `epochs`, `batch`, `patience`, `threads`: see `retrieval.training.loop`.
+        With tune="encoder" the trained query model is saved in the index (`retrieval.encoders.two_towers`).
+        Interrupted, the same call goes on from what it left in the collection's folder training/NAME. Others may change
+        the collection meanwhile: at the end the new index is brought up to date. Later changes keep what was learned.
+        Raises `CollectionError` (a name in use, an unknown index), `TrainingError`, `MissingExtra` (torch).
+        """
+        _check_name(to)
+        if to in self.indexes:
+            raise CollectionError(f"index {to!r} is there already; drop it first")
+        from retrieval import training
+
+        made = training.by_name(method, **parameters) if isinstance(method, str) else method
+        from retrieval.training.pipeline import train_index
+
+        return train_index(
+            self, made, to, index=index, queries=queries, dev=dev, generate=generate, count=count, keep_top=keep_top,
+            test=test, epochs=epochs, batch=batch, patience=patience, threads=threads, progress=progress,
+        )  # fmt: skip
 
     def compact(self, progress: Progress | None = None) -> None:
         """Build every index anew from the documents (encoders that learn are fitted again) and free disk space.

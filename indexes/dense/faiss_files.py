@@ -7,6 +7,8 @@
     IndexPQ, with OPQ in front or not      ScanIndex(codec=PQ(...) or Chain(OPQ(...), PQ(...)), rerank=None)
     IndexBinaryFlat                        HammingIndex
 
+What training gave, ScanIndex(codec=Chain(Learned(...), Retrained(PQ(...))), rerank=None), is written as IndexPQ behind
+a LinearTransform of queries, for searching only: its centroids are not those that choose codes.
 Each also within IndexIDMap or IndexIDMap2, which holds ids that are not 0 to n - 1. faiss knows inner products and L2:
 "cosine" is written as inner product of the normalised vectors, read as "ip", and needs normalised queries then.
 """
@@ -22,7 +24,7 @@ import numpy as np
 
 from indexes.base import Index
 from indexes.binary.hamming import HammingIndex
-from indexes.codecs import OPQ, PQ, Chain, Codec, Float32
+from indexes.codecs import OPQ, PQ, Chain, Codec, Float32, Learned, Retrained
 from indexes.dense.faiss_base import faiss_copy, faiss_metric
 from indexes.dense.flat import FlatIndex
 from indexes.dense.hnsw import HNSWIndex
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 READ = "IndexFlat, IndexIVFFlat, IndexHNSWFlat, IndexIVFPQ, IndexPQ (these two also behind an OPQMatrix), "
 READ += "IndexBinaryFlat, and each of them in an IndexIDMap"
 WRITTEN = "FlatIndex, IVFIndex that holds float32, HNSWIndex, IVFPQIndex, HammingIndex, and ScanIndex(rerank=None) "
-WRITTEN += "with PQ or Chain(OPQ, PQ)"
+WRITTEN += "with PQ, Chain(OPQ, PQ) or Chain(Learned, Retrained(PQ))"
 
 
 def read_faiss(path: str | Path) -> Index:
@@ -223,9 +225,10 @@ def _read_pre_transform(held: faiss.IndexPreTransform, ids: np.ndarray | None) -
         raise WrongKind(f"it holds {', '.join(names)} before {type(inner).__name__}; what can be read: {READ}")
     if isinstance(inner, faiss.IndexIVFPQ):
         return _read_ivfpq(held, ids)
-    if maps[0].have_bias or not maps[0].is_orthonormal:
-        raise WrongKind(f"its {names[0]} is not a rotation alone; what can be read: {READ}")
     projection = faiss.vector_to_array(maps[0].A).reshape(inner.d, held.d)
+    turned = np.abs(projection @ projection.T - np.eye(inner.d)).max()  # faiss says orthonormal of others, too
+    if maps[0].have_bias or turned > 1e-3:
+        raise WrongKind(f"its {names[0]} is not a rotation alone; what can be read: {READ}")
     quantizer = _codec_of(inner)
     opq = OPQ(M=quantizer.M, bits=quantizer.bits, dimensions=inner.d)
     header = {"kind": "chain", "d": held.d, "parameters": {"parts": [opq.header() | {"d": held.d}, quantizer.header()]}}
@@ -341,21 +344,28 @@ def _pq(index: ScanIndex) -> faiss.Index:
     codec = index.codec
     parts: tuple[Any, ...] = codec.parts if isinstance(codec, Chain) else (codec,)
     *maps, quantizer = parts
-    if index.rerank is not None or not isinstance(quantizer, PQ) or [type(part) for part in maps] not in ([], [OPQ]):
-        raise WrongKind(f"ScanIndex(codec={codec!r}, rerank={index.rerank!r}); what can be written: {WRITTEN}")
-    assert quantizer.d is not None and index.d is not None
-    made = faiss.IndexPQ(quantizer.d, quantizer.M, quantizer.bits, faiss_metric(index.metric))
+    trained = isinstance(quantizer, Retrained) and index.metric != "l2"
+    pq = quantizer.codec if trained else quantizer
+    known = [type(part) for part in maps] in ([], [Learned] if trained else [OPQ]) and isinstance(pq, PQ)
+    if index.rerank is not None or not known or quantizer.centroids.shape[2] * pq.M != quantizer.d:
+        seen = f"ScanIndex(codec={codec!r}, metric={index.metric!r}, rerank={index.rerank!r})"
+        raise WrongKind(f"{seen}; what can be written: {WRITTEN}")
+    assert index.d is not None
     centroids = quantizer.centroids
     if maps:  # without their mean, which centroids take up: faiss would subtract it from queries too
-        centroids = centroids + (maps[0].projection @ maps[0].mean).reshape(quantizer.M, 1, -1)
+        asking = maps[0].query_projection
+        # what gives a query so turned the product that the query has with the mean; as near as there is
+        mean = np.linalg.lstsq(asking.T.astype(np.float64), maps[0].mean.astype(np.float64), rcond=None)[0]
+        centroids = centroids + mean.reshape(pq.M, 1, -1)
+    made = faiss.IndexPQ(quantizer.d, pq.M, pq.bits, faiss_metric(index.metric))
     faiss.copy_array_to_vector(np.ascontiguousarray(centroids, np.float32).reshape(-1), made.pq.centroids)
     faiss.copy_array_to_vector(index._coded().at(np.arange(len(index))).reshape(-1), made.codes)
     made.is_trained, made.ntotal = True, len(index)
     if not maps:
         return made
-    rotation = faiss.OPQMatrix(index.d, quantizer.M, quantizer.d)
-    faiss.copy_array_to_vector(np.ascontiguousarray(maps[0].projection).reshape(-1), rotation.A)
-    rotation.is_trained = rotation.is_orthonormal = True
+    rotation = faiss.LinearTransform(index.d, quantizer.d) if trained else faiss.OPQMatrix(index.d, pq.M, quantizer.d)
+    faiss.copy_array_to_vector(np.ascontiguousarray(asking).reshape(-1), rotation.A)
+    rotation.is_trained, rotation.is_orthonormal = True, not trained
     whole = faiss.IndexPreTransform(rotation, made)
     rotation.this.disown()
     made.this.disown()

@@ -32,7 +32,7 @@ class ScanIndex(DenseIndex):
     `candidates`: how many are scored again, also a parameter of `search`; never less than k. None chooses 10 k, at
     least 100: the nearest 10 are nearly always among them (of embeddings of 384 dimensions, among 30 with 4 bits per
     dimension, 50 to 200 with 2, 300 to 1,000 with one).
-    `fit` learns what the codec needs; codecs that learn nothing (float16) do without.
+    `fit` learns what the codec needs; codecs that learn nothing (float16) and those that are fitted do without.
     """
 
     kind = "scan"
@@ -59,6 +59,7 @@ class ScanIndex(DenseIndex):
         self.codec = Codec.restore(given.header(), given.arrays())
         self.rerank, self.candidates = rerank, candidates
         self.d = self.codec.d
+        self.needs_fit, self.trained = self.codec.d is None, self.codec.trained
         self._codes: Codes | None = None
         self._ranked: tuple[np.ndarray, np.ndarray | None] | None = None  # see `_ranks`; made by a search
         self._store = None if rerank is None else VectorStore(rerank, "rerank='float32'")
@@ -72,6 +73,9 @@ class ScanIndex(DenseIndex):
     @classmethod
     def _rebuild(cls, parameters: dict[str, Any]) -> ScanIndex:
         return cls(**parameters | {"codec": Codec.restore(parameters["codec"], {})})
+
+    def emptied(self) -> ScanIndex:
+        return type(self)(**self.parameters() | {"codec": self.codec}) if self.trained else super().emptied()
 
     def fit(self, vectors: Any, queries: Any = None) -> ScanIndex:
         """Fit the codec to a sample (n, d); `queries` (nq, d) are for `LeanVec`. Only an empty index can be fitted.
@@ -163,6 +167,7 @@ class ScanIndex(DenseIndex):
         if repr(self.codec) != declared or self.codec.d != self.d:
             seen = f"{self.codec!r} for d = {self.codec.d}"
             raise CorruptIndex(f"the codec is {seen}; the header says {declared} for d = {self.d}")
+        self.needs_fit = self.d is None
         if self.d is not None:
             self._coded().open(arrays, len(self))
         elif len(self):

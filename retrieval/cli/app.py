@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from retrieval.cli import build, demo, evaluate, look, search, tune
+from retrieval.cli import build, demo, evaluate, look, search, train, tune
 
 app = typer.Typer(
     name="retrieval",
@@ -22,6 +22,6 @@ app = typer.Typer(
         retrieval search my.idx "some question"
     """,
 )
-for module in (demo, build, tune, search, evaluate, look):
+for module in (demo, build, tune, train, search, evaluate, look):
     for command in module.COMMANDS:
         app.command()(command)

@@ -26,9 +26,10 @@ def progress(quiet: bool = False) -> Iterator[Progress | None]:
         tasks: dict[str, object] = {}
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)  # type: ignore[arg-type]
+            task = what.partition(",")[0]  # what follows tells of its state: a loss
+            if task not in tasks:
+                tasks[task] = bars.add_task(what, total=total or None)
+            bars.update(tasks[task], description=what, completed=done, total=total or None)  # type: ignore[arg-type]
 
         yield report
 

@@ -29,7 +29,7 @@ class TwoTowers(Encoder):
 
     def __init__(self, documents: SentenceTransformerEncoder, weights: Mapping[str, np.ndarray]) -> None:
         if documents.dtype != "float32":
-            raise EncoderError(f"dtype of the document model is {documents.dtype!r}; a trained query model needs 'float32'")
+            raise EncoderError(f"dtype of the document model is {documents.dtype!r}; beside a trained one: 'float32'")
         self.documents, self.weights = documents, dict(weights)
         self._queries: SentenceTransformerEncoder | None = None
         self._turn = threading.RLock()
@@ -76,7 +76,7 @@ class TwoTowers(Encoder):
         model = trainable(self.documents)
         own = {name: tuple(value.shape) for name, value in model.named_parameters()}
         if own != {name: array.shape for name, array in self.weights.items()}:
-            raise EncoderError(f"the trained weights are not those of model {self.documents.model!r}: other names or shapes")
+            raise EncoderError(f"the weights are not of model {self.documents.model!r}: other names or shapes")
         with torch.no_grad():
             for name, value in model.named_parameters():
                 value.copy_(torch.from_numpy(np.array(self.weights[name])))

@@ -19,10 +19,17 @@ METHODS = {
     "jpq": "retrieval.training.jpq:JPQ",
     "distill-vq": "retrieval.training.distill_vq:DistillVQ",
     "repconc": "retrieval.training.repconc:RepCONC",
+    "lsh": "retrieval.training.itq:LSH",
+    "itq": "retrieval.training.itq:ITQ",
+    "bpr": "retrieval.training.bpr:BPR",
+    "bebr": "retrieval.training.bebr:BEBR",
+    "orthohash": "retrieval.training.orthohash:OrthoHash",
+    "dpsh": "retrieval.training.dpsh:DPSH",
+    "similarity-calibration": "retrieval.training.similarity_calibration:SimilarityCalibration",
 }
 
 
-def method(name: str, **parameters: Any) -> Method:
+def by_name(name: str, **parameters: Any) -> Method:
     """The method called `name`, with parameters of its constructor. Raises `TrainingError`, `MissingExtra`."""
     if name not in METHODS:
         raise TrainingError(f"method is {name!r}; it must be one of {', '.join(METHODS)}")

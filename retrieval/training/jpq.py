@@ -26,7 +26,8 @@ class JPQ(Method):
     all dimensions). `cut`: ranks beyond it weigh nothing (section 4.1; 200 for passages, 10 for documents).
     `scale`: scores are multiplied by it in the loss, which was made for inner products of some 10, not for cosines.
     Negatives are the current index's best 200, found anew before each epoch; the paper does so at each step, which
-    costs a search per step and gives nearly the same lists while centroids move slowly.
+    costs a search per step and gives nearly the same lists while centroids move slowly. Negatives that come with the
+    data join them.
     """
 
     name = "jpq"
@@ -51,7 +52,12 @@ class JPQ(Method):
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         assert data.positives is not None
-        candidates, relevant = with_positives(self.negatives[rows], [data.positives[row] for row in rows])
+        found = self.negatives[rows]
+        if data.negatives is not None:
+            given = data.negatives[rows]
+            known = (given[:, :, None] == found[:, None, :]).any(axis=2)
+            found = np.concatenate([found, np.where(known, -1, given)], axis=1)
+        candidates, relevant = with_positives(found, [data.positives[row] for row in rows])
         scores = self.quantizer.scores(self.queries(rows), self.fixed, candidates)
         return losses.lambda_rank(self.scale * scores, torch.from_numpy(relevant), self.cut)
 

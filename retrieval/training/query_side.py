@@ -26,7 +26,11 @@ class QuerySide(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
-        """What queries (nq, d) that were not trained on are searched by, float32 (nq, d)."""
+        """What becomes of queries (nq, d) that were not trained on, float32 (nq, d)."""
+
+    def asked(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
+        """What a codec is asked by that has `matrix` in it, float32 (nq, d): `matrix` times these is `embed`."""
+        return vectors
 
     @abstractmethod
     def matrix(self) -> np.ndarray:
@@ -97,6 +101,9 @@ class EncodedQueries(QuerySide):
                 for i in range(0, len(texts), self.batch_size)
             ]
         return torch.cat(parts).numpy()
+
+    def asked(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
+        return self.embed(vectors, texts)
 
     def matrix(self) -> np.ndarray:
         return np.eye(self.model.get_sentence_embedding_dimension(), dtype=np.float32)

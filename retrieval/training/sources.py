@@ -13,6 +13,7 @@ import numpy as np
 import eval as evaluation
 from eval.errors import FormatError
 from eval.files import read_lines
+from eval.trec import Qrels
 from indexes.dense.base import DenseIndex, normalize
 from retrieval.encoders.base import Encoder
 from retrieval.errors import TrainingError
@@ -47,7 +48,7 @@ def read_questions(path: str | Path, qrels: str | Path | None = None, *, split: 
     path = Path(path)
     if path.is_dir():
         if qrels is not None:
-            raise TrainingError(f"{path} is a folder, which has judgements of its own; qrels are for a file of questions")
+            raise TrainingError(f"{path} is a folder, which has judgements of its own; qrels are for a file")
         dataset = evaluation.load(path, split)
         return _judged(dataset.queries, dataset.qrels, f"{path}, split {split}")
     if not path.is_file():
@@ -121,7 +122,7 @@ def _line_records(path: Path) -> Iterable[_Record]:
     return ((None, line, None, None) for _, line in read_lines(path) if line.strip())
 
 
-def _judged(texts: dict[str, str], qrels: evaluation.Qrels, source: str) -> Questions:
+def _judged(texts: dict[str, str], qrels: Qrels, source: str) -> Questions:
     relevant = {query: [id for id, grade in grades.items() if grade > 0] for query, grades in qrels.items()}
     kept = [query for query in texts if relevant.get(query)]
     if not kept:
@@ -152,10 +153,9 @@ def document_vectors(
         )
     if not len(keys):
         raise TrainingError("there are no documents to learn from")
-    if np.array_equal(index.ids, keys) and hasattr(type(index), "vectors"):
-        held = index.vectors
-        if held.dtype == np.float32:
-            return _comparable(encoder, held) if index.metric != encoder.similarity else held
+    held = getattr(index, "vectors", None) if np.array_equal(index.ids, keys) else None
+    if held is not None and held.dtype == np.float32:
+        return held if index.metric == encoder.similarity else _comparable(encoder, held)
     folder.mkdir(parents=True, exist_ok=True)
     path, done = folder / "documents.npy", 0
     with open(path, "wb") as out:

@@ -78,7 +78,8 @@ def key_phrases(documents: Sequence[Document], phrases: int = PHRASES) -> Pseudo
     among `documents`. No word of it is a number, a single letter or in more than a tenth of the documents, and no
     punctuation but hyphens lies within.
     """
-    spans = [[(a, b, terms[0]) for a, b, terms in _unicode.spans(d.contents) if terms] for d in documents]
+    # of a stretch without spaces (Chinese, Thai) each pair of letters is a word, which joins no phrase
+    spans = [[(a, b, term) for a, b, terms in _unicode.spans(d.contents) for term in terms] for d in documents]
     df = Counter(word for words in spans for word in {word for _, _, word in words})
     most = max(2.0, COMMON * len(documents))
     idf = {word: np.log((1 + len(documents)) / count) for word, count in df.items() if _tells(word) and count <= most}
@@ -93,7 +94,8 @@ def key_phrases(documents: Sequence[Document], phrases: int = PHRASES) -> Pseudo
                     break
                 phrase = tuple(word for _, _, word in words[first : last + 1])
                 found[phrase] += 1
-                surface.setdefault(phrase, text[words[first][0] : words[last][1]])
+                whole = text[words[first][0] : words[last][1]]
+                surface.setdefault(phrase, whole if last > first or len(whole) == len(phrase[0]) else phrase[0])
         weights = {phrase: count * sum(idf[word] for word in phrase) for phrase, count in found.items()}
         taken: list[tuple[str, ...]] = []
         for phrase in sorted(weights, key=lambda phrase: (-weights[phrase], phrase)):
@@ -127,9 +129,9 @@ def generated(
 ) -> PseudoQueries:
     """`each` questions per document by a sequence-to-sequence model of transformers, by folder or hub name.
 
-    GenQ of Thakur et al., "BEIR", 2021, for models trained to write the query of a document, such as those of docT5query
-    (Nogueira and Lin, 2019). Drawn by `seed`, token by token, from the 25 likeliest that hold 95% of the probability,
-    as GPL does; the first 384 tokens of title and text are read.
+    GenQ of Thakur et al., "BEIR", 2021, for models trained to write the query of a document, such as those of
+    docT5query (Nogueira and Lin, 2019). Drawn by `seed`, token by token, from the 25 likeliest that hold 95% of the
+    probability, as GPL does; the first 384 tokens of title and text are read.
     Raises `TrainingError` (no such model), `MissingExtra`.
     """
     try:
@@ -142,7 +144,7 @@ def generated(
         writer: Any = AutoModelForSeq2SeqLM.from_pretrained(model).eval()
     except (OSError, ValueError, KeyError) as problem:
         reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
-        raise TrainingError(f"model {model!r} is no sequence-to-sequence model that transformers loads: {reason}") from problem
+        raise TrainingError(f"model {model!r} cannot be loaded as a sequence-to-sequence model: {reason}") from problem
     pairs: list[tuple[int, str]] = []
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -211,10 +213,11 @@ def _sentences(text: str) -> Iterable[str]:
 
 def _cut(text: str) -> str:
     """The first words of a text, on one line; nothing where there are too few."""
-    spans = list(_unicode.spans(text))
     least, most = WORDS
-    return " ".join(text[: spans[most - 1][1] if len(spans) > most else None].split()) if len(spans) >= least else ""
+    ends = [end for _, end, terms in _unicode.spans(text) for _ in terms]
+    return " ".join(text[: ends[most - 1] if len(ends) > most else None].split()) if len(ends) >= least else ""
 
 
 def _tells(word: str) -> bool:
-    return (len(word) > 1 and not word.isnumeric()) or (len(word) == 1 and ord(word) > 0x2E80)  # one ideograph is a word
+    """Whether a word says something alone: an ideograph does, a letter or a number does not."""
+    return ord(word) > 0x2E80 if len(word) == 1 else not word.isnumeric()

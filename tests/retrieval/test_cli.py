@@ -17,8 +17,8 @@ from retrieval.cli import main
 from retrieval.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["demo", "index", "add", "delete", "add-index", "drop-index", "compact", "tune", "search", "evaluate",
-            "fuse", "info", "doctor"]  # fmt: skip
+COMMANDS = ["demo", "index", "add", "delete", "add-index", "drop-index", "compact", "tune", "train", "search",
+            "evaluate", "fuse", "info", "doctor"]  # fmt: skip
 DOCUMENTS = [
     ("d1", "Wings", "the lift of a wing in flow", 1950, "en"),
     ("d2", "", "heat transfer in hypersonic flow", 1960, "en"),

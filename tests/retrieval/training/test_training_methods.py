@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -142,6 +144,26 @@ def test_candidates_hold_relevant_documents_that_were_not_found():
     candidates, relevant = with_positives(found, [np.array([2, 7]), np.array([1])])
     np.testing.assert_array_equal(candidates, [[4, 2, 9, 7], [1, 2, 3, -1]])
     np.testing.assert_array_equal(relevant, [[False, True, False, True], [True, False, False, False]])
+
+
+def test_negatives_that_come_with_the_data_join_those_found():
+    data = toy()
+    given = np.full((len(data.queries), 2), -1)
+    given[:, 0] = 699
+    method = make("jpq", tune="code")
+    method.start(data)
+    method.epoch(data, 1)
+    method.negatives = method.negatives[:, :5]
+    seen = []
+    score = method.quantizer.scores
+    method.quantizer.scores = lambda queries, codes, rows: seen.append(rows) or score(queries, codes, rows)
+    rows = np.arange(20)
+    plain = method.loss(data, rows, np.random.default_rng(0))
+    joined = method.loss(replace(data, negatives=given), rows, np.random.default_rng(0))
+    assert torch.isfinite(plain) and torch.isfinite(joined) and plain != joined
+    for before, after in zip(*seen, strict=True):
+        assert {*before[before >= 0], 699} == {*after[after >= 0]}
+        assert len(set(after[after >= 0])) == (after >= 0).sum()  # none twice
 
 
 def test_nearest_and_quality():
