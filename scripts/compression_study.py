@@ -172,7 +172,7 @@ def kept(folder: Path, unit: Unit, name: str, size: int, seed: int, finished: bo
 
 def table(units: Sequence[Unit], args: Any) -> list[list[Any]]:
     """One row for each method, bytes and way of indexing; collections apart, then their average share of float32."""
-    names = [unit.name for unit in units if unit.name != JOINED]
+    names = list(dict.fromkeys(part.name for unit in units for part in unit.judged))
     found: dict[tuple[str, str, int, str], list[list[float]]] = {}  # way, method, bytes, collection -> values by seed
     spent: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
     for unit in units:
@@ -321,9 +321,7 @@ def main() -> None:
     if args.quick:
         args.methods = args.methods or ["opq", "rq", "distill-vq", "jpq"]
     together = [joined(units)] if len(units) > 1 and not args.without_joined else []
-    rows = table([*units, *together], args)
-    if args.only_joined:
-        rows = [row for row in rows if row[0] == JOINED]
+    rows = table([*([] if args.only_joined else units), *together], args)
     names = [unit.name for unit in units]
     columns = ["indexed", "bytes", "method", "trained with", *(f"{name} {MEASURE}" for name in names), "mean share",
                "least share", "p against opq", "codebook", "seconds"]  # fmt: skip

@@ -74,9 +74,9 @@ def balanced(distances: Tensor, epsilon: float = 0.05, rounds: int = 20) -> Tens
 
     RepCONC (Zhan et al., WSDM 2022, section 4.2): minimal total of squared distances (M, m, ksub) where every centroid
     is to get m / ksub vectors, by Sinkhorn's iteration on exp(-distance / epsilon). Distances are in units of their
-    mean here, so that `epsilon`, the authors' 0.05, means the same for embeddings of any length. What each vector is from
-    its nearest centroid is taken off, which changes no plan; in float64 nothing but an epsilon below 0.002 vanishes
-    then, and where it does, the nearest centroid is the code.
+    mean here, so that `epsilon`, the authors' 0.05, means the same for embeddings of any length. What each vector is
+    from its nearest centroid is taken off, which changes no plan; in float64 nothing but an epsilon below 0.002
+    vanishes then, and where it does, the nearest centroid is the code.
     """
     costs = (distances - distances.amin(dim=2, keepdim=True)).double()
     kernel = torch.exp(-costs / (epsilon * distances.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)))
