@@ -252,14 +252,13 @@ class Index(ABC):
     def _settings(self, knobs: dict[str, Any]) -> dict[str, Any]:
         if not knobs:
             return {name: getattr(self, name) for name in self.search_knobs}
-        unknown = sorted(set(knobs) - set(self.search_knobs))
-        if unknown:
-            known = ", ".join(self.search_knobs) or "none"
+        if not knobs.keys() <= self.search_knobs.keys():
+            unknown, known = sorted(set(knobs) - set(self.search_knobs)), ", ".join(self.search_knobs) or "none"
             raise UnknownParameter(f"{', '.join(unknown)}: no search parameter of {self.kind}; it has: {known}")
         for name, value in knobs.items():
             if not self.search_knobs[name](value):
                 raise InvalidParameter(f"{name} is {value!r}, outside its allowed values")
-        return {name: knobs.get(name, getattr(self, name)) for name in self.search_knobs}
+        return {name: knobs[name] if name in knobs else getattr(self, name) for name in self.search_knobs}
 
     def _check_ids(self, ids: Any, count: int) -> np.ndarray:
         if ids is None:

@@ -39,6 +39,10 @@ class DenseIndex(Index):
         if self.d is not None and array.shape[1] != self.d:
             raise InvalidVectors(f"vectors have {array.shape[1]} dimensions; this index has {self.d}")
         with np.errstate(over="ignore", invalid="ignore"):
+            if len(array) == 1 and array.dtype == np.float32 and array.flags.carray and self.metric != "cosine":
+                query = array[0]  # for one query, the rest takes longer than many a search
+                if query.dot(query) <= LONGEST**2:
+                    return array
             checked = np.require(array, np.float32, ["C", "W", "A"])
             if self.metric == "cosine":  # of any length
                 good = np.isfinite(checked).all(axis=1)

@@ -1,6 +1,6 @@
 """A flat graph of near neighbours, walked over codes; what it finds is ranked again by the vectors themselves.
 
-    query --> codes: from the best of 256 starts to ever nearer rows --> `search_window` of them
+    query --> codes: from the best of some starts to ever nearer rows --> `search_window` of them
           --> vectors: exact scores, the best k
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from indexes.codecs.base import unfitted
 from indexes.dense import graph_building
 from indexes.dense.base import DenseIndex
 from indexes.dense.graph_codes import RowCodes
-from indexes.dense.store import DTYPES, VectorStore, ask_disk
+from indexes.dense.store import DTYPES, VectorStore, as_numbers, ask_disk, file_of
 from indexes.errors import CorruptIndex, InvalidParameter, NotFitted
 
 if TYPE_CHECKING:
@@ -28,6 +28,28 @@ if TYPE_CHECKING:
 UNLINKED = 1000, 100  # so many rows, or one of so many if that is more, are scanned by every search instead of linked
 REBUILD_ABOVE = 0.3  # share of removed rows at which the graph is built anew
 SCANNED = 24  # rows that are scanned in the time in which a walk goes through one place of its window
+NONE = np.empty(0, np.bool_)
+
+
+class Ready:
+    """What searches read: the `graph` of the kernels, `ids` of all places, -1 for removed rows, `places` of rows, None
+    where all are, and `vectors` to rank by; `numbers` are the same as kernels take them, None where they are on disk.
+    """
+
+    def __init__(self, graph: Graph, ids: np.ndarray, places: np.ndarray | None, vectors: np.ndarray | None) -> None:
+        self.graph, self.ids, self.places, self.vectors = graph, ids, places, vectors
+        self.numbers = None if vectors is None or file_of(vectors) is not None else as_numbers(vectors)
+
+
+class Asked(NamedTuple):
+    """A batch of queries; `weights` and `tilts` are for codes, `excluded` bool (places,) or (0,) forbids answers."""
+
+    queries: np.ndarray
+    weights: np.ndarray
+    tilts: np.ndarray
+    excluded: np.ndarray
+    kept: int  # places that are ranked again
+    least: int  # with fewer, a walk was in vain
 
 
 class GraphIndex(DenseIndex):
@@ -38,9 +60,9 @@ class GraphIndex(DenseIndex):
     et al., "ParlayANN", PPoPP 2024), so that the same vectors give the same graph on any number of threads.
 
     `metric`: "ip", "cosine" or "l2".
-    `R`: neighbours per row, at most. `window`: candidates kept while a row is linked. `alpha`: how much nearer to
-    another neighbour than to the row itself a neighbour must be to be left out, as a factor of squared distances; more
-    than 1 keeps long links.
+    `R`: neighbours per row, at most. `window`: candidates kept while a row is linked. `alpha`: neighbours are
+    those not nearer to another neighbour than to the row itself; room that is left goes to those that are nearer by
+    less than this factor of squared distances, which keeps long links.
     `codec`: what the walk reads: SQ, LVQ, SignBits or RaBitQ, or a `Chain` that ends so; None chooses `SQ(bits=8)`.
     The index keeps a copy of its own. `fit` learns what it needs.
     `rerank`: "float16" or "float32" stores the vectors too, and scores are exact for what is stored; None stores codes
@@ -65,7 +87,7 @@ class GraphIndex(DenseIndex):
         metric: str = "ip",
         R: int = 32,
         window: int = 128,
-        alpha: float = 1.1,
+        alpha: float = 1.2,
         codec: Codec | None = None,
         rerank: str | None = "float16",
         search_window: int | None = None,
@@ -95,7 +117,7 @@ class GraphIndex(DenseIndex):
         """Without links and removed rows."""
         self._neighbors, self._starts = np.empty((0, self.R), np.int32), np.empty(0, np.int64)
         self._removed = np.empty(0, np.bool_)  # of each place: rows are those of them that are not removed
-        self._ready: tuple[Graph, np.ndarray, np.ndarray | None] | None = None
+        self._ready: Ready | None = None
         self._free: list[np.ndarray] = []  # what searches need to mark rows, one array for each at the same time
 
     def parameters(self) -> dict[str, Any]:
@@ -170,44 +192,34 @@ class GraphIndex(DenseIndex):
     def _search(
         self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        from indexes.kernels import topk
-
-        _, ids, places = self._prepared()
-        excluded, answering = self._excluded(allow, places)
-        kept = max(k, knobs["search_window"] or 64)
-        window = min(len(self._removed), math.ceil(kept * len(self._removed) / answering))
-        found = np.empty((len(queries), min(kept, answering)), np.int64)
-        scores = np.empty(found.shape, np.float32)
-        if not len(self._neighbors) or answering <= SCANNED * window:
-            self._scan(queries, excluded, found, scores, threads)
+        ready, levels = self._prepared(), self._coded().levels
+        excluded, answering = self._excluded(allow, ready.places)
+        n, kept = len(ready.ids), max(k, knobs["search_window"] or 64)
+        window = min(n, -(-kept * n // answering))
+        asked = Asked(queries, *levels.query_terms(queries), excluded, min(kept, answering), min(k, answering))
+        scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        if len(self._neighbors) and answering > SCANNED * window:
+            in_chunks(lambda a, b: self._walk(ready, asked, window, a, b, scores, ids), len(queries), threads)
         else:
-            self._walk(queries, excluded, window, found, scores, threads)
-            short = np.flatnonzero(found[:, min(k, answering) - 1] < 0)
-            if len(short):  # the walk met too few that are allowed
-                some, rough = found[short], scores[short]
-                self._scan(queries[short], excluded, some, rough, threads)
-                found[short] = some
-        top_scores, top_ids = topk.empty_heaps(len(queries), k)
-        in_chunks(
-            lambda a, b: self._rank(queries[a:b], found[a:b], ids, top_scores[a:b], top_ids[a:b]), len(queries), threads
-        )  # fmt: skip
-        return top_scores, top_ids
+            chosen = np.flatnonzero(~excluded) if len(excluded) else np.arange(n)
+            in_chunks(lambda a, b: self._scan(ready, asked, chosen, a, b, scores, ids), len(queries), threads)
+        return scores, ids
 
-    def _prepared(self) -> tuple[Graph, np.ndarray, np.ndarray | None]:
-        """What kernels read, the id at each place (-1 if it is removed), and the places of rows, None where all are."""
+    def _prepared(self) -> Ready:
         if self._ready is None:
             ids, places = self._ids, None
             if self._removed.any():
                 places = np.flatnonzero(~self._removed)
                 ids = np.full(len(self._removed), -1)
                 ids[places] = self._ids
-            self._ready = self._coded().graph(self._neighbors, self._starts), ids, places
+            vectors = None if self._store is None else self._store.vectors(self.d or 0)
+            self._ready = Ready(self._coded().graph(self._neighbors, self._starts), ids, places, vectors)
         return self._ready
 
     def _excluded(self, allow: np.ndarray | None, places: np.ndarray | None) -> tuple[np.ndarray, int]:
         """Which places no answer may hold, bool (places,) or (0,) where there are none, and how many are left."""
         if allow is None:
-            return (np.empty(0, np.bool_), len(self)) if places is None else (self._removed, len(places))
+            return (NONE, len(self)) if places is None else (self._removed, len(places))
         if places is None:
             return ~allow, int(np.count_nonzero(allow))
         excluded = self._removed.copy()
@@ -215,53 +227,54 @@ class GraphIndex(DenseIndex):
         return excluded, int(np.count_nonzero(allow))
 
     def _walk(
-        self, queries: np.ndarray, excluded: np.ndarray, window: int, found: np.ndarray, scores: np.ndarray,
-        threads: int,
-    ) -> None:  # fmt: skip
+        self, ready: Ready, asked: Asked, window: int, a: int, b: int, scores: np.ndarray, ids: np.ndarray
+    ) -> None:
+        """Answer queries `a` to `b` by walks."""
         from indexes.kernels import graph_search
 
-        weights, tilts = self._coded().levels.query_terms(queries)
-        graph, _, _ = self._prepared()
-
-        def work(a: int, b: int) -> None:
-            try:
-                seen = self._free.pop()
-            except IndexError:
-                seen = np.zeros(len(self._removed) + 1, np.uint8)
-            graph_search.search(graph, weights[a:b], tilts[a:b], window, excluded, seen, found[a:b], scores[a:b])
-            self._free.append(seen)
-
-        in_chunks(work, len(queries), threads)
+        queries, weights, tilts, excluded, kept, least = asked
+        try:
+            seen = self._free.pop()
+        except IndexError:
+            seen = np.zeros(len(ready.ids) + 1, np.uint8)
+        if ready.numbers is not None:
+            graph_search.search_and_rank(
+                ready.graph, weights[a:b], tilts[a:b], window, least, excluded, seen, kept, ready.numbers,
+                queries[a:b], self.metric == "l2", ready.ids, scores[a:b], ids[a:b],
+            )  # fmt: skip
+        else:
+            found, rough = np.empty((b - a, kept), np.int64), np.empty((b - a, kept), np.float32)
+            graph_search.search(
+                ready.graph, weights[a:b], tilts[a:b], window, least, excluded, seen, found, rough
+            )  # fmt: skip
+            self._rank(ready, queries[a:b], found, scores[a:b], ids[a:b])
+        self._free.append(seen)
 
     def _scan(
-        self, queries: np.ndarray, excluded: np.ndarray, found: np.ndarray, scores: np.ndarray, threads: int
+        self, ready: Ready, asked: Asked, chosen: np.ndarray, a: int, b: int, scores: np.ndarray, ids: np.ndarray
     ) -> None:
+        """Answer queries `a` to `b` by scanning the codes at the places `chosen`."""
         from indexes.kernels import graph_search
 
-        weights, tilts = self._coded().levels.query_terms(queries)
-        graph, _, _ = self._prepared()
-        chosen = np.flatnonzero(~excluded) if len(excluded) else np.arange(len(self._removed))
-
-        def work(a: int, b: int) -> None:
-            graph_search.scan(graph, weights[a:b], tilts[a:b], chosen, found[a:b], scores[a:b])
-
-        in_chunks(work, len(queries), threads)
+        found, rough = np.empty((b - a, asked.kept), np.int64), np.empty((b - a, asked.kept), np.float32)
+        graph_search.scan(ready.graph, asked.weights[a:b], asked.tilts[a:b], chosen, found, rough)
+        self._rank(ready, asked.queries[a:b], found, scores[a:b], ids[a:b])
 
     def _rank(
-        self, queries: np.ndarray, found: np.ndarray, ids: np.ndarray, top_scores: np.ndarray, top_ids: np.ndarray
+        self, ready: Ready, queries: np.ndarray, found: np.ndarray, scores: np.ndarray, ids: np.ndarray
     ) -> None:
-        """The best of the places found, into empty heaps."""
+        """The best of the places found."""
         from indexes.kernels import graph_search, topk
 
-        if self._store is None:
-            scores = self._coded().scores(queries, found)
-            topk.push_lists(scores, np.where(found >= 0, ids[found], -1), top_scores, top_ids)
-            topk.sort_heaps(top_scores, top_ids)
+        if ready.vectors is None:
+            scores[:], ids[:] = -np.inf, -1
+            topk.push_lists(
+                self._coded().scores(queries, found), np.where(found >= 0, ready.ids[found], -1), scores, ids
+            )  # fmt: skip
+            topk.sort_heaps(scores, ids)
             return
-        vectors = self._store.vectors(queries.shape[1])
-        ask_disk(vectors, found)
-        numbers = vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors
-        graph_search.rank(numbers, queries, found, self.metric == "l2", ids, top_scores, top_ids)
+        ask_disk(ready.vectors, found)
+        graph_search.rank(as_numbers(ready.vectors), queries, found, self.metric == "l2", ready.ids, scores, ids)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from indexes.base import in_chunks
+from indexes.dense.store import LINE, aligned
 
 if TYPE_CHECKING:
     from indexes.dense.graph_codes import RowCodes
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 BLOCK = 4096  # rows decoded at once
 SLACK = 1.3  # times R: lists grow so long before they are pruned, which then happens rarely
 BATCH = 50  # a batch is at most one of so many rows
-STARTS = 256  # rows from which all walks begin: one alone leaves some queries stuck in the wrong part of the graph
+STARTS = 256  # rows from which walks begin: one alone leaves some queries stuck in the wrong part of the graph
 
 
 class Distances(NamedTuple):
@@ -31,7 +32,7 @@ def distances(codes: RowCodes, threads: int) -> Distances:
     from indexes.kernels import graph_build, graph_rows
 
     n, levels = len(codes), codes.levels
-    asked = graph_rows.aligned((n, codes.lines * graph_rows.LINE * (8 // levels.bits)), np.int8)
+    asked = aligned((n, codes.lines * LINE * (8 // levels.bits)), np.int8)
     slopes, tilts, selves = (np.empty(n, np.float32) for _ in range(3))
 
     def ask(a: int, b: int) -> None:
@@ -55,18 +56,18 @@ def extend(
     Returns the links of all, int32 (n, R), -1 where a row has fewer, and where walks start, int64: `starts`, if rows
     were linked before.
     They come in an order drawn by `seed`, in batches as large as what came before, up to 2% of all;
-    the first are the starts, which all walks see.
+    the first are the starts.
     """
-    from indexes.kernels import graph_build, graph_rows
+    from indexes.kernels import graph_build
 
     (linked, R), n = neighbors.shape, len(codes)
-    lists = graph_rows.aligned((n, int(R * SLACK)), np.int32)
+    lists = aligned((n, int(R * SLACK)), np.int32)
     lists[:] = -1
     lists[:linked, :R] = neighbors
     counts = np.zeros(n, np.int32)
     counts[:linked] = (neighbors >= 0).sum(axis=1)
     order = linked + np.random.default_rng([seed, linked]).permutation(n - linked)
-    starts = starts if linked else np.sort(order[:STARTS])
+    starts = starts if linked else order[:STARTS].copy()
     graph, known, near = codes.graph(lists, starts), distances(codes, threads), np.float32(alpha)
     free: list[np.ndarray] = []
 
@@ -91,7 +92,7 @@ def extend(
         done += len(batch)
 
     in_chunks(lambda a, b: graph_build.finish(graph, *known, a, b, near, R, counts), n, threads)
-    out = graph_rows.aligned((n, R), np.int32)
+    out = aligned((n, R), np.int32)
     out[:] = lists[:, :R]
     return out, starts
 
@@ -102,4 +103,4 @@ def _by_target(chosen: np.ndarray, batch: np.ndarray) -> tuple[np.ndarray, np.nd
     there = np.flatnonzero(targets >= 0)
     order = there[np.argsort(targets[there], kind="stable")]
     targets, sources = targets[order].astype(np.int64), sources[order].astype(np.int32)
-    return targets, sources, np.flatnonzero(np.concatenate([[True], targets[1:] != targets[:-1], [True]]))
+    return targets, sources, np.append(np.flatnonzero(np.diff(targets, prepend=-1)), len(targets))

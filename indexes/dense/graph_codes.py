@@ -8,6 +8,7 @@ import numpy as np
 
 from indexes.codecs import Codec
 from indexes.codecs.levels import levels_of
+from indexes.dense.store import LINE, GrowingRows, aligned
 from indexes.errors import CorruptIndex, InvalidParameter
 
 if TYPE_CHECKING:
@@ -28,17 +29,15 @@ class RowCodes:
         self.codec, self.l2, self.levels = codec, l2, levels
         self.scaled = len(levels.row_terms(np.zeros((1, codec.bytes_per_vector), np.uint8))[0]) > 0
         self.at = -(-codec.bytes_per_vector // 4)  # where terms begin, in float32
-        self.lines = -(-(4 * (self.at + 2 * self.scaled + l2)) // 64)
-        self._chunks: list[np.ndarray] = []
+        self.lines = -(-(4 * (self.at + 2 * self.scaled + l2)) // LINE)
+        self._rows = GrowingRows()
 
     def __len__(self) -> int:
-        return sum(map(len, self._chunks))
+        return len(self._rows)
 
     def add(self, codes: np.ndarray) -> None:
         """Append codes uint8 (n, bytes)."""
-        from indexes.kernels import graph_rows
-
-        rows = graph_rows.aligned((len(codes), self.lines * 64), np.uint8)
+        rows = aligned((len(codes), self.lines * LINE), np.uint8)
         rows[:] = 0
         rows[:, : codes.shape[1]] = codes
         terms = rows.view(np.float32)[:, self.at :]
@@ -47,21 +46,15 @@ class RowCodes:
         if self.l2:
             decoded = self.codec.decode(codes)
             terms[:, 2 * self.scaled] = np.einsum("ij,ij->i", decoded, decoded) / 2
-        self._chunks.append(rows)
+        self._rows.append(rows)
 
     def keep(self, rows: np.ndarray) -> None:
         """Only the rows where bool (n,) is True."""
-        self._chunks = [self.rows()[rows]]
+        self._rows.open(_aligned(self.rows()[rows]))
 
     def rows(self) -> np.ndarray:
         """All rows, uint8 (n, bytes), each of which begins where a line of memory does."""
-        from indexes.kernels import graph_rows
-
-        if len(self._chunks) != 1 or self._chunks[0].ctypes.data % 64:
-            whole = graph_rows.aligned((len(self), self.lines * 64), np.uint8)
-            np.concatenate([whole[:0], *self._chunks], out=whole)
-            self._chunks = [whole]
-        return self._chunks[0]
+        return self._rows.all() if len(self) else np.empty((0, self.lines * LINE), np.uint8)
 
     def graph(self, neighbors: np.ndarray, starts: np.ndarray) -> Graph:
         """With the links, what the kernels take."""
@@ -101,7 +94,16 @@ class RowCodes:
 
     def open(self, rows: np.ndarray, n: int) -> None:
         """Take a saved array, or `CorruptIndex`."""
-        if rows.shape != (n, self.lines * 64) or rows.dtype != np.uint8:
+        if rows.shape != (n, self.lines * LINE) or rows.dtype != np.uint8:
             seen = f"{rows.dtype} {rows.shape}"
-            raise CorruptIndex(f"codes are {seen}; {n} of {self.codec!r} are uint8 ({n}, {self.lines * 64})")
-        self._chunks = [rows]
+            raise CorruptIndex(f"codes are {seen}; {n} of {self.codec!r} are uint8 ({n}, {self.lines * LINE})")
+        self._rows.open(_aligned(rows))
+
+
+def _aligned(rows: np.ndarray) -> np.ndarray:
+    """Rows that begin where a line of memory does, copied where they do not."""
+    if not rows.ctypes.data % LINE:
+        return rows
+    copy = aligned(rows.shape, rows.dtype)
+    copy[:] = rows
+    return copy

@@ -19,7 +19,7 @@ from indexes.dense.base import DenseIndex
 from indexes.dense.centroids import Centroids, places_in, shifts_of
 from indexes.dense.codes import Codes, PlainCodes, codes_for
 from indexes.dense.store import DTYPES, VectorStore, ask_disk
-from indexes.errors import CorruptIndex, InvalidParameter, NotFitted
+from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors, NotFitted
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,9 @@ class IVFIndex(DenseIndex):
     `nlist`: number of lists; None chooses from the size of the training sample: its square root times 4, at least 24
     training vectors per list, at most 65,536.
     `codec`, `rerank`, `candidates`: what lies in the lists, and how the best of it is scored again, as in `ScanIndex`.
-    None of the first is `SQ(bits=4)`. `codec=Float32(), rerank=None` is what others call IVF flat. Codes are of the
-    vectors, not of what sets them apart from their centroid: with 4 bits per number that needs as many candidates.
+    None of the first is `SQ(bits=4)`; one that training made stays as it is, and `fit` learns lists only.
+    `codec=Float32(), rerank=None` is what others call IVF flat. Codes are of the vectors, not of what sets them apart
+    from their centroid: with 4 bits per number that needs as many candidates.
     `metric`: "ip", "cosine" or "l2".
     `balance`: None lets each vector go to its nearest list. A number of at least 1: no list holds more than so many
     times the mean (but 64 if that is more), overfull ones give their farthest members to the next lists with room; it
@@ -95,6 +96,7 @@ class IVFIndex(DenseIndex):
                 raise InvalidParameter(f"{name} is {value!r}; it must be {allowed}")
         given = SQ(bits=4) if codec is None else codec
         self.codec = Codec.restore(given.header(), given.arrays())
+        self.trained = self.codec.trained
         self.nlist, self.rerank, self.balance, self.seed = nlist, rerank, balance, seed
         self.nprobe, self.epsilon, self.candidates = nprobe, epsilon, candidates
         self._centroids: Centroids | None = None
@@ -114,6 +116,9 @@ class IVFIndex(DenseIndex):
     @classmethod
     def _rebuild(cls, parameters: dict[str, Any]) -> IVFIndex:
         return cls(**parameters | {"codec": Codec.restore(parameters["codec"], {})})
+
+    def emptied(self) -> IVFIndex:
+        return type(self)(**self.parameters() | {"codec": self.codec}) if self.trained else super().emptied()
 
     def _chosen(self) -> dict[str, Any]:
         if self._centroids is None:
@@ -144,7 +149,10 @@ class IVFIndex(DenseIndex):
         if n < (self.nlist or 1):
             raise InvalidParameter(f"fit got {n} vectors; nlist = {self.nlist} needs as many, best 40 times as many")
         nlist = self.nlist or max(1, min(int(4 * math.sqrt(n)), n // 24, 65_536))
-        self.codec.fit(sample, None if queries is None else self._check_vectors(queries))
+        if not self.trained:
+            self.codec.fit(sample, None if queries is None else self._check_vectors(queries))
+        elif self.codec.d != sample.shape[1]:
+            raise InvalidVectors(f"vectors have {sample.shape[1]} dimensions; {self.codec!r} is for {self.codec.d}")
         centroids = k_means(sample, nlist, seed=self.seed, iterations=ROUNDS)
         self._centroids = Centroids(centroids, shifts_of(sample, centroids, self.metric), self.metric)
         self.d = sample.shape[1]

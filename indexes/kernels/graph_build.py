@@ -1,9 +1,10 @@
 """Linking rows into a graph: search for candidates, prune, and link back.
 
 Rows come in batches. All of a batch search the graph as it was before, so that they may do so at once; then each takes
-those of its candidates that are nearer to it than to any other taken (times alpha); then each is offered to those that
-it took, which prune what they have too much of. Threads share a batch by rows, and no outcome depends on how
-(Dobson et al., "ParlayANN", PPoPP 2024). The rule is RobustPrune of Subramanya et al., "DiskANN", NeurIPS 2019.
+those of its candidates that are nearer to it than to any other taken; then each is offered to those that it took, which
+prune what they have too much of. Threads share a batch by rows, and no outcome depends on how (Dobson et al.,
+"ParlayANN", PPoPP 2024). The rule is RobustPrune of Subramanya et al., "DiskANN", NeurIPS 2019, in two turns, as in
+their code: with alpha 1, then with the given one.
 
 How far a row is from row i is `selves[i]`, the score of row i with itself, less that of the other with row i: half the
 squared distance, for "l2" and for vectors of the same length. For inner products of others it may be negative: longer
@@ -41,36 +42,42 @@ def score_selves(graph, asked, slopes, tilts, start, stop, selves):
 def prune(graph, asked, slopes, tilts, selves, i, entries, count, alpha, out, most):
     """Up to `most` neighbours of row i into `out` int32, of `count` entries, best first. Returns how many.
 
-    An entry is taken unless it is nearer, times alpha, to one that was taken before than to row i. Of those at no
-    distance only half as many: a row that takes none but its equals is cut off from all others.
+    An entry is taken unless it is nearer to one before it that was taken than to row i. Where that leaves room, it is
+    filled with those that are nearer, but not alpha times: as many links as there may be, the best of them first.
+    Of those at no distance only half as many: a row that takes none but its equals is cut off from all others.
     """
     rows, terms, lines, bits = graph.rows, graph.terms, graph.lines, graph.bits
     at, scaled, l2 = graph.at, graph.scaled, graph.l2
     stride = lines * LINE * (8 // bits)
+    turns = np.zeros(count, np.uint8)  # in which an entry is looked at: never is 2
     kept, equal = 0, 0
-    for e in range(count):
-        row = row_of(entries[e])
-        if row == i or (e > 0 and row == row_of(entries[e - 1])):
-            continue
-        if e + 1 < count:
-            prefetch_row(rows, lines, row_of(entries[e + 1]))
-        apart = selves[i] - score_of(entries[e])
-        if apart <= 0 and 2 * equal >= most:
-            continue
-        good = True
-        for j in range(kept):
-            other = np.int64(out[j])
-            nearby = rate(rows, terms, lines, bits, at, scaled, l2, row, asked, slopes, tilts, other)
-            if alpha * (selves[other] - nearby) < apart:
-                good = False
-                break
-        if good:
-            out[kept] = row
-            kept += 1
-            equal += apart <= 0
-            if kept == most:
-                break
-            prefetch_range(asked, row * stride, row * stride + stride)
+    for turn in range(2):
+        before = kept  # those taken in the first turn were compared with all then
+        for e in range(count):
+            row = row_of(entries[e])
+            if turns[e] != turn or row == i or (e > 0 and row == row_of(entries[e - 1])):
+                continue
+            if e + 1 < count:
+                prefetch_row(rows, lines, row_of(entries[e + 1]))
+            apart = selves[i] - score_of(entries[e])
+            if apart <= 0 and 2 * equal >= most:
+                continue
+            for j in range(before, kept):
+                other = np.int64(out[j])
+                nearby = rate(rows, terms, lines, bits, at, scaled, l2, row, asked, slopes, tilts, other)
+                between = selves[other] - nearby
+                if alpha * between < apart:
+                    turns[e] = 2
+                    break
+                if between < apart:
+                    turns[e] = 1
+            if turns[e] == turn:
+                out[kept] = row
+                kept += 1
+                equal += apart <= 0
+                if kept == most:
+                    return kept
+                prefetch_range(asked, row * stride, row * stride + stride)
     return kept
 
 

@@ -16,12 +16,12 @@ from numba import extending, njit, types
 from numba.core import cgutils
 from numba.experimental import structref
 
+from indexes.dense.store import LINE
 from indexes.kernels.multiply_add import FASTEST, LANES, LONG, VECTOR, WORD, _add
 from indexes.kernels.prefetch import prefetch_range
 
 intrinsic: Any = extending.intrinsic  # mypy would count the typing context among the arguments
 
-LINE = 64  # bytes
 AHEAD = 6  # rows: so far ahead memory is asked for in a scan
 
 
@@ -47,14 +47,6 @@ class Graph(structref.StructRefProxy):
 structref.define_proxy(
     Graph, GraphType, ["neighbors", "rows", "terms", "lines", "bits", "at", "scaled", "l2", "starts"]
 )  # fmt: skip
-
-
-def aligned(shape, dtype):
-    """An array, not filled, that begins where a line of memory does: `np.empty` promises 16 bytes only."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    whole = np.empty(size + LINE, np.uint8)
-    start = -whole.ctypes.data % LINE
-    return whole[start : start + size].view(dtype).reshape(shape)
 
 
 def make_product(bits: int, way: str = FASTEST) -> Any:

@@ -18,6 +18,7 @@ from indexes.codecs import LVQ, PCA, PQ, SQ, Chain, Float16, LeanVec, RaBitQ, Ra
 from indexes.dense import graph_building
 from indexes.dense.graph import GraphIndex
 from indexes.dense.graph_codes import RowCodes
+from indexes.dense.store import GrowingRows
 from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors, NotFitted
 from indexes.kernels import graph_build, graph_rows, graph_search, multiply_add
 
@@ -142,16 +143,16 @@ def test_scores_of_rows_are_those_of_the_codec(name, metric):
 
 
 def slowly_pruned(i, candidates, distance, alpha, most):
-    """The rule, from its definition: nearest first, unless one taken before is alpha times nearer to it."""
-    taken, equal = [], 0
-    for c in candidates:
-        if distance[i, c] <= 0 and 2 * equal >= most:
-            continue
-        if all(alpha * distance[t, c] >= distance[i, c] for t in taken):
-            taken.append(c)
-            equal += distance[i, c] <= 0
-        if len(taken) == most:
-            break
+    """The rule, from its definition: nearest first, unless one before is nearer to it; then, unless alpha times."""
+    taken, place = [], {c: at for at, c in enumerate(candidates)}
+    for factor in (1, alpha):
+        for c in candidates:
+            before = [t for t in taken if place[t] < place[c]]
+            equal = sum(distance[i, t] <= 0 for t in taken)
+            if c in taken or len(taken) == most or (distance[i, c] <= 0 and 2 * equal >= most):
+                continue
+            if all(factor * distance[t, c] >= distance[i, c] for t in before):
+                taken.append(c)
     return taken
 
 
@@ -210,10 +211,10 @@ def test_the_walk_is_its_definition(metric):
     graph, none = codes.graph(links, starts), np.empty(0, np.bool_)
     graph_search.scan(graph, weights, tilts, np.arange(n), every, scores)
     found, rough = np.empty((15, window), np.int64), np.empty((15, window), np.float32)
-    graph_search.search(graph, weights, tilts, window, none, np.zeros(n + 1, np.uint8), found, rough)
+    graph_search.search(graph, weights, tilts, window, 0, none, np.zeros(n + 1, np.uint8), found, rough)
     for q in range(15):
         rank = np.argsort(every[q])  # the smaller, the better
-        seen, done = set(starts.tolist()), set()
+        seen, done = set(starts[: graph_search.STARTS * window].tolist()), set()
         while todo := [i for i in sorted(seen, key=lambda i: rank[i])[:window] if i not in done]:
             done.add(todo[0])
             seen.update(j for j in links[todo[0]].tolist() if j >= 0)
@@ -356,6 +357,38 @@ def test_many_searches_in_one_place():
         np.testing.assert_array_equal(index.search(QUERIES, 5, threads=1).ids, first.ids)
     for q in range(60):
         np.testing.assert_array_equal(index.search(QUERIES[q], 5).ids[0], first.ids[q])
+
+
+def test_growing_rows():
+    """What they hold is what was appended; what was handed out before does not change."""
+    rows, parts = GrowingRows(), np.split(np.arange(300.0).reshape(100, 3), [0, 7, 8, 30, 31, 90])
+    before = []
+    for stop, part in enumerate(parts, 1):
+        rows.append(part)
+        before.append(rows.all())
+        for i, seen in enumerate(before[:stop], 1):
+            np.testing.assert_array_equal(seen, np.concatenate(parts[:i]))
+    assert len(rows) == 100
+
+
+def test_links_back_by_target():
+    chosen = np.array([[5, 2, -1], [2, -1, -1]], np.int32)
+    targets, sources, firsts = graph_building._by_target(chosen, np.array([7, 9]))
+    assert (targets.tolist(), sources.tolist(), firsts.tolist()) == ([2, 2, 5], [7, 9, 7], [0, 2, 3])
+    assert graph_building._by_target(np.full((1, 4), -1, np.int32), np.array([3]))[2].tolist() == [0]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_query_is_checked_as_many_are(metric):
+    index = built(metric=metric)
+    for bad in (np.nan, np.inf, *([] if metric == "cosine" else [3e38])):
+        query = QUERIES[0].copy()
+        query[3] = bad
+        for asked in (query, np.stack([query, query])):
+            with pytest.raises(InvalidVectors, match="vector 0 holds NaN"), np.errstate(all="raise", under="ignore"):
+                index.search(asked, 3)
+    for asked in (QUERIES[0].tolist(), QUERIES[0].astype(np.float64), QUERIES[:40:2][0]):
+        np.testing.assert_array_equal(index.search(asked, 5).ids, index.search(QUERIES[:1], 5).ids)
 
 
 # -- parameters and files ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import indexes
 from indexes import FlatIndex, IVFIndex
-from indexes.codecs import LVQ, PQ, SQ, Chain, Float16, Float32, LeanVec, RaBitQ
+from indexes.codecs import LVQ, PQ, SQ, Chain, Float16, Float32, LeanVec, Learned, RaBitQ
 from indexes.dense.codes import PlainCodes
 from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors, NotFitted
 from indexes.kernels import ivf, scan
@@ -310,3 +310,23 @@ def test_altered_headers_are_refused(tmp_path):
     refused(lambda h: h["files"].update(shifts=h["files"]["centroids"]), r"shifts are float32 \(30, 24\)")
     refused(lambda h: h["files"].pop("shifts"), "shifts")
     refused(lambda h: h["files"].update(codes=h["files"]["vectors"]), "codes are float32")
+
+
+def test_lists_are_learned_for_a_codec_that_training_made_and_the_codec_stays(tmp_path):
+    rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(24, 24)))[0].astype(np.float32)
+    codec = Chain.of(Learned.of(rotation, 2 * rotation), PQ(M=8, bits=4).fit(VECTORS @ rotation.T))
+    index = built(codec=codec, rerank=None)
+    assert index.trained
+    exact = VECTORS @ codec.decode(codec.encode(VECTORS)).T
+    np.testing.assert_array_equal(index.codec.encode(VECTORS), codec.encode(VECTORS))
+    np.testing.assert_allclose(index.search(VECTORS[:9], 1, nprobe=30).scores[:, 0], exact[:9].max(axis=1), rtol=1e-4)
+    index.save(tmp_path / "i")
+    empty = indexes.load(tmp_path / "i").emptied()
+    assert empty.trained and len(empty) == 0
+    with pytest.raises(NotFitted, match="fit"):
+        empty.add(VECTORS)
+    with pytest.raises(InvalidVectors, match=r"23 dimensions; .* is for 24"):
+        empty.fit(VECTORS[:, :23])
+    again = empty.fit(VECTORS).add(VECTORS).search(QUERIES, 10)
+    np.testing.assert_array_equal(again.ids, index.search(QUERIES, 10).ids)
+    assert not built().trained and built().emptied().codec.d is None
