@@ -134,6 +134,8 @@ def _table(result: TrainedIndex) -> str:
         f"dev: {dev}, on {result.dev_queries} held-out queries; learned from {result.queries} others.",
         "Rows in between are unsupervised codecs of as many bytes per document.",
     ]
+    if result.trained.method.rerank is not None:
+        notes.append("All codes find candidates, which vectors on disk rank; bytes are those of the codes.")
     return Table(columns, [[row[column] for column in columns] for row in result.rows], notes=notes).to_text()
 
 

@@ -17,6 +17,7 @@ from retrieval.errors import EncoderError
 HEADER = "encoder.json"
 # kind, as saved -> where its class lives; imported only when one is opened
 KINDS = {
+    "adapted": "retrieval.encoders.adapted:Adapted",
     "bag-of-words": "retrieval.encoders.bag_of_words:BagOfWords",
     "lsa": "retrieval.encoders.lsa:LSA",
     "sentence-transformer": "retrieval.encoders.sentence_transformer:SentenceTransformerEncoder",
@@ -78,10 +79,10 @@ def load_encoder(folder: str | Path, *, verify: bool = True) -> Encoder:
     """
     header = storage.load_header(folder, name=HEADER)
     kind = header.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise EncoderError(f"{folder}: an encoder of kind {kind!r}; this release knows {', '.join(sorted(KINDS))}")
-    module, _, name = KINDS[kind].partition(":")
-    cls: type[Encoder] = getattr(importlib.import_module(module), name)
+    try:
+        cls = encoder_class(kind)
+    except EncoderError as problem:
+        raise EncoderError(f"{folder}: {problem}") from problem
     arrays, _ = storage.load_arrays(folder, header, mmap=True, verify=verify)
     try:
         return cls.restore(header["settings"], arrays)
@@ -89,6 +90,15 @@ def load_encoder(folder: str | Path, *, verify: bool = True) -> Encoder:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
         raise EncoderError(f"{folder}: no {kind} encoder can be made of what is saved here: {problem}") from problem
+
+
+def encoder_class(kind: Any) -> type[Encoder]:
+    """The class of a `kind`, imported now. Raises `EncoderError` for a kind that is not known."""
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise EncoderError(f"an encoder of kind {kind!r}; this release knows {', '.join(sorted(KINDS))}")
+    module, _, name = KINDS[kind].partition(":")
+    made: type[Encoder] = getattr(importlib.import_module(module), name)
+    return made
 
 
 def batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:

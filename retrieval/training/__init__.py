@@ -19,6 +19,7 @@ METHODS = {
     "jpq": "retrieval.training.jpq:JPQ",
     "distill-vq": "retrieval.training.distill_vq:DistillVQ",
     "repconc": "retrieval.training.repconc:RepCONC",
+    "bidr": "retrieval.training.bidr:BiDR",
     "lsh": "retrieval.training.itq:LSH",
     "itq": "retrieval.training.itq:ITQ",
     "bpr": "retrieval.training.bpr:BPR",

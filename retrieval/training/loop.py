@@ -26,7 +26,7 @@ from indexes import storage
 from indexes.codecs import Codec
 from retrieval.errors import TrainingError
 from retrieval.training.data import TrainingData, nearest, quality
-from retrieval.training.method import Method, search_codes
+from retrieval.training.method import Method
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class _Run:
         self.method.epoch(self.data, self.number)
         if self.number in self.method.restarts():
             self.optimizer = self._optimizer()
-        order = random.permutation(len(self.data.queries))
+        order = self.method.order(self.data, random)
         batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
         losses = []
         for step, rows in enumerate(batches, 1):
@@ -135,8 +135,8 @@ class _Run:
 
     def _validate(self, loss: float) -> None:
         codec, codes = self.method.codec(), self.method.codes(self.data)
-        asked = self.method.queries.asked(self.dev.queries, self.dev.texts)
-        found = search_codes(codec, codes, asked, DEPTH)
+        asked = self.method.asked(self.dev.queries, self.dev.texts)
+        found = self.method.search(codec, codes, self.dev, asked, DEPTH)
         value = quality(found, self.dev, self.exact)
         row = {"epoch": self.number, "loss": loss, "dev": value, **self.method.report()}
         self.history.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from indexes.codecs import Codec
+from retrieval.encoders.base import Encoder
 from retrieval.errors import TrainingError
 from retrieval.training.data import TrainingData, nearest
 from retrieval.training.query_side import QuerySide, query_side
@@ -29,6 +31,8 @@ class Method(ABC):
     needs_labels: ClassVar[bool] = False
     epochs: ClassVar[int] = 6
     """Passes over the queries when the caller does not say; 0 where `begin` does all there is to do."""
+    rerank: ClassVar[str | None] = None
+    """What an index keeps beside the codes to rank candidates by, as of `ScanIndex`; `search` does the same."""
 
     seed: int
     tune: str = "code"
@@ -74,6 +78,10 @@ class Method(ABC):
         """Epochs at which a new stage begins, with a new loss: the optimizer forgets, and patience starts again."""
         return frozenset()
 
+    def order(self, data: TrainingData, random: np.random.Generator) -> np.ndarray:
+        """The rows of all queries, int64 (nq,), as a pass goes through them, batch by batch."""
+        return random.permutation(len(data.queries))
+
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         """The loss of some queries, rows int64 (B,) of `data.queries`; draws come from `random`."""
         raise NotImplementedError(f"{self.name} takes no steps")
@@ -85,6 +93,24 @@ class Method(ABC):
     def codes(self, data: TrainingData) -> np.ndarray:
         """The codes of all documents by `codec()`, uint8 (n, bytes)."""
         return self.codec().encode(data.documents)
+
+    def asked(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
+        """What `codec()` is asked by for queries (nq, d): what `encoder` gives, float32 (nq, d)."""
+        return self.queries.asked(vectors, texts)
+
+    def search(self, codec: Codec, codes: np.ndarray, data: TrainingData, asked: np.ndarray, k: int) -> np.ndarray:
+        """Rows int64 (nq, k), best first, that an index of the method finds for queries as `asked` gives them."""
+        return search_codes(codec, codes, asked, k)
+
+    def encoder(self, base: Encoder) -> Encoder:
+        """What encodes for the index, made of the encoder whose vectors were learned from."""
+        if self.tune != "encoder":
+            return base
+        from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
+        from retrieval.encoders.two_towers import TwoTowers
+
+        assert isinstance(base, SentenceTransformerEncoder)
+        return TwoTowers.of(base, self.queries.model)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a checkpoint needs beside the trained tensors."""

@@ -29,14 +29,14 @@ from indexes.codecs import OPQ, PCA, PQ, Chain, Codec, RandomRotation, SignBits
 from indexes.dense.base import DenseIndex
 from retrieval.encoders.base import Encoder
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
-from retrieval.encoders.two_towers import TwoTowers, prompted, trainable
+from retrieval.encoders.two_towers import prompted, trainable
 from retrieval.errors import CollectionError, TrainingError
 from retrieval.retriever import Progress, Retriever
 from retrieval.store import Store
 from retrieval.training import unlabelled
 from retrieval.training.data import TrainingData, nearest, quality
 from retrieval.training.loop import Trained, train
-from retrieval.training.method import Method, sampled, search_codes
+from retrieval.training.method import Method, sampled
 from retrieval.training.negatives import round_trip
 from retrieval.training.sources import Questions, document_vectors, query_vectors, rows_of
 
@@ -56,7 +56,9 @@ class TrainedIndex:
 
     `rows`: one for the float vectors, one for each unsupervised codec of as many bytes, one for the trained index:
     vectors (what they are), bytes (per document), dev (nDCG@10 on the dev queries with labels, otherwise the share of
-    the 10 documents nearest by float vectors that are among the first 10), and the measures on the test queries.
+    the 10 documents nearest by float vectors that are among the first 10), and the measures on the test queries. Where
+    the method keeps vectors on disk to rank again by (BiDR), all rows of codes are ranked so, and bytes are those of
+    the codes.
     `labelled`: which of the two `dev` is. `queries`, `dev_queries`: how many were learned from, and held out.
     """
 
@@ -112,10 +114,8 @@ def train_index(
         method, data, held, epochs=epochs, batch=batch, patience=patience, checkpoint=folder / "checkpoint",
         model=model, threads=threads, progress=progress,
     )  # fmt: skip
-    encoder = retriever.encoder
-    if method.tune == "encoder":
-        encoder = TwoTowers.of(_neural(encoder), trained.method.queries.model)
-    made_index = _index(corpus, trained.codec)
+    encoder = trained.method.encoder(retriever.encoder)
+    made_index = _index(corpus, trained.codec, method.rerank)
     compared = _compare(corpus, encoder, method, trained, held, test, progress)
     collection.add_index(to, Retriever(encoder, made_index), progress)
     shutil.rmtree(folder, ignore_errors=True)
@@ -216,9 +216,9 @@ def _neural(encoder: Encoder) -> SentenceTransformerEncoder:
 # -- the index, and what it is worth -----------------------------------------------------------------------------------
 
 
-def _index(corpus: _Corpus, codec: Codec) -> Index:
-    """Codes of all documents, under their keys."""
-    made = ScanIndex(codec=codec, metric=corpus.retriever.encoder.similarity, rerank=None)
+def _index(corpus: _Corpus, codec: Codec, rerank: str | None) -> Index:
+    """Codes of all documents, under their keys, and their vectors where the method says so."""
+    made = ScanIndex(codec=codec, metric=corpus.retriever.encoder.similarity, rerank=rerank)
     for start in range(0, len(corpus.keys), BLOCK):
         block = slice(start, start + BLOCK)
         made.add(np.ascontiguousarray(corpus.vectors[block]), corpus.keys[block])
@@ -241,13 +241,13 @@ def _compare(
         return nearest(queries, corpus.vectors, k)
 
     def by(codec: Codec, codes: np.ndarray) -> Search:
-        return lambda queries, k: search_codes(codec, codes, queries, k)
+        return lambda queries, k: method.search(codec, codes, dev, queries, k)
 
     rows = [row("full precision", 4 * corpus.vectors.shape[1], frozen, dev.queries, full)]
     size = trained.codes.shape[1]
     for name, codec in _baselines(corpus.vectors, size, method.seed, progress).items():
         rows.append(row(name, size, frozen, dev.queries, by(codec, codec.encode(corpus.vectors))))
-    asked = trained.method.queries.asked(dev.queries, dev.texts)
+    asked = trained.method.asked(dev.queries, dev.texts)
     return [*rows, row(method.name, size, encoder, asked, by(trained.codec, trained.codes))]
 
 

@@ -81,32 +81,40 @@ class AdaptedQueries(FrozenQueries):
 
 
 class EncodedQueries(QuerySide):
-    """A sentence-transformers model that is trained, on the texts of the queries."""
+    """A sentence-transformers model that is trained, on the texts of the queries, without dropout.
 
-    def __init__(self, model: Any, texts: Sequence[str], batch_size: int = 64) -> None:
+    Documents were embedded without it, and codes of them are what the queries are to meet: noise on one side of every
+    product only.
+    """
+
+    def __init__(self, model: Any, texts: Sequence[str], d: int, batch_size: int = 64) -> None:
         super().__init__()
-        self.model, self.texts, self.batch_size = model, list(texts), batch_size
+        self.model, self.texts, self.d, self.batch_size = model, list(texts), d, batch_size
 
     def forward(self, rows: np.ndarray) -> Tensor:
-        features = self.model.tokenize([self.texts[row] for row in rows])
-        return F.normalize(self.model(features)["sentence_embedding"].float(), dim=1)
+        return self._vectors([self.texts[row] for row in rows])
+
+    def train(self, mode: bool = True) -> EncodedQueries:
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def embed(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
         if texts is None:
             raise TrainingError("queries have no texts, which a trained query encoder needs")
-        self.model.eval()  # no dropout
         with torch.no_grad():
-            parts = [
-                F.normalize(self.model(self.model.tokenize(list(texts[i : i + self.batch_size])))["sentence_embedding"])
-                for i in range(0, len(texts), self.batch_size)
-            ]
-        return torch.cat(parts).numpy()
+            starts = range(0, len(texts), self.batch_size)
+            return torch.cat([self._vectors(texts[i : i + self.batch_size]) for i in starts]).numpy()
+
+    def _vectors(self, texts: Sequence[str]) -> Tensor:
+        read = getattr(self.model, "preprocess", None) or self.model.tokenize  # sentence-transformers before 6
+        return F.normalize(self.model(read(list(texts)))["sentence_embedding"].float(), dim=1)
 
     def asked(self, vectors: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
         return self.embed(vectors, texts)
 
     def matrix(self) -> np.ndarray:
-        return np.eye(self.model.get_sentence_embedding_dimension(), dtype=np.float32)
+        return np.eye(self.d, dtype=np.float32)
 
     def save(self, folder: str | Path) -> None:
         """The trained model as a folder that `SentenceTransformerEncoder` opens."""
@@ -125,4 +133,4 @@ def query_side(
         return AdaptedQueries(vectors, rank, seed)
     if texts is None or model is None:
         raise TrainingError("tune='encoder' needs the texts of the queries and the model that embedded them")
-    return EncodedQueries(model, texts)
+    return EncodedQueries(model, texts, vectors.shape[1])

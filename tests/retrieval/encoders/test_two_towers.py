@@ -106,3 +106,23 @@ def test_only_a_model_that_compares_by_cosine_is_trained(tiny, tmp_path):
         collection.add([{"id": str(i), "text": f"text {i} of many words"} for i in range(20)])
         with pytest.raises(TrainingError, match=r"cosine.*'ip'"):
             collection.train("jpq", "small", queries=Questions(["text"], [["1"]]), bytes=4, tune="encoder")
+
+
+def test_queries_are_trained_without_dropout_and_nothing_deprecated_is_called(tiny, recwarn, caplog):
+    import torch
+
+    from retrieval.training.query_side import query_side
+
+    frozen = SentenceTransformerEncoder(tiny())
+    vectors = frozen.encode_queries(TEXTS)
+    side = query_side("encoder", vectors, TEXTS, trainable(frozen), rank=1, seed=0)
+    side.train()
+    one, two = side(np.arange(3)), side(np.arange(3))
+    assert one.requires_grad and torch.equal(one, two)
+    np.testing.assert_allclose(one.detach().numpy(), side.embed(vectors, TEXTS), atol=1e-6)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(side.embed(vectors, TEXTS), unit, atol=1e-5)
+    np.testing.assert_array_equal(side.matrix(), np.eye(vectors.shape[1]))
+    old = [w for w in recwarn if issubclass(w.category, (FutureWarning, DeprecationWarning))]
+    assert not [w for w in old if "embedding" in str(w.message)]
+    assert "deprecated" not in caplog.text

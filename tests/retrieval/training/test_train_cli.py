@@ -333,6 +333,15 @@ def test_a_command_trains_tells_and_the_index_is_searched(folder):
     assert found.exit_code == 0 and found.output.strip()
 
 
+def test_bidr_makes_an_index_of_codes_and_vectors_and_tells_what_is_compared(folder):
+    done = run("bidr", folder, "--to", "two", "--bytes", 4, "--epochs", 2, "--set", "first=1", "--count", 100,
+               "--threads", 1, "--dataset", CRANFIELD)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "vectors on disk rank" in done.output and "index two added" in done.output
+    found = CliRunner().invoke(app, ["search", str(folder), "wing flutter", "--index", "two"])
+    assert found.exit_code == 0 and found.output.strip()
+
+
 def test_labels_of_files_a_dataset_to_test_on_and_json(folder, tmp_path):
     with gzip.open(CRANFIELD / "queries.jsonl.gz", "rt", encoding="utf8") as lines:
         (tmp_path / "q.jsonl").write_text("".join(lines), encoding="utf8")
