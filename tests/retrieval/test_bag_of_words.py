@@ -84,5 +84,5 @@ def test_an_encoder_of_an_unknown_kind_is_named(tmp_path):
     bag.save(tmp_path)
     header = tmp_path / "encoder.json"
     header.write_text(header.read_text().replace("bag-of-words", "colbert"))
-    with pytest.raises(EncoderError, match="kind 'colbert'; this release knows bag-of-words, lsa"):
+    with pytest.raises(EncoderError, match="kind 'colbert'; this release knows adapted, bag-of-words, lsa"):
         load_encoder(tmp_path)
