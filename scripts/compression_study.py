@@ -193,7 +193,7 @@ def table(units: Sequence[Unit], args: Any) -> list[list[Any]]:
         means = {part: float(np.mean(found[way, name, size, part])) for part in parts}
         shares = [means[part] / float(np.mean(exact[part])) for part in parts]
         p: float | None = None
-        if name != FLOAT and (way, "opq", size, parts[0]) in found:
+        if name != FLOAT and all((way, "opq", size, part) in found for part in parts):
             mine = np.concatenate([np.mean(found[way, name, size, part], axis=0) for part in parts])
             base = np.concatenate([np.mean(found[way, "opq", size, part], axis=0) for part in parts])
             p = None if name == "opq" else paired_t_test(mine, base)
