@@ -25,7 +25,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,8 +33,7 @@ import numpy as np
 from bench_dense import clustered, race
 from common import finish, parser
 
-from indexes import FlatIndex, HNSWIndex, Index, ScanIndex, search_groups
-from indexes.dense.tenants import TenantIndex
+from indexes import FlatIndex, GraphIndex, HNSWIndex, Index, IVFIndex, ScanIndex, TenantIndex, search_groups
 
 K = 10
 BEAMS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -127,11 +125,9 @@ def systems(vectors: np.ndarray, without: Sequence[str]) -> Iterator[System]:
         "ScanIndex": lambda: ours(ScanIndex(), vectors),
         "TenantIndex": lambda: ours(TenantIndex(), vectors),
         "HNSWIndex": lambda: ours(HNSWIndex(), vectors),
+        "GraphIndex": lambda: ours(GraphIndex(), vectors),
+        "IVFIndex": lambda: ours(IVFIndex(), vectors),
     }
-    for name, module in (("GraphIndex", "graph"), ("IVFIndex", "ivf")):
-        if find_spec(f"indexes.dense.{module}"):
-            kind = getattr(import_module(f"indexes.dense.{module}"), name)
-            makers[name] = lambda kind=kind: ours(kind(), vectors)  # type: ignore[misc]
     makers["faiss IndexHNSWFlat"] = lambda: of_faiss("faiss IndexHNSWFlat", graph(), vectors, beam)
     makers["faiss IVF,Flat"] = lambda: of_faiss(
         "faiss IVF,Flat", faiss.index_factory(d, f"IVF{nlist},Flat", product), vectors, probes)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -48,9 +49,9 @@ class Composed(Codec):
         made.d = d
         return made
 
+    @abstractmethod
     def _widths(self, d: int) -> Iterator[int]:
         """The width that each part takes."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"

@@ -17,9 +17,9 @@ from indexes.base import available_threads, in_chunks
 from indexes.codecs import SQ, Codec
 from indexes.codecs.base import unfitted
 from indexes.dense import graph_building
-from indexes.dense.base import DenseIndex
+from indexes.dense.coded import CodedIndex
 from indexes.dense.graph_codes import RowCodes
-from indexes.dense.store import DTYPES, VectorStore, as_numbers, ask_disk, file_of
+from indexes.dense.store import as_numbers, ask_disk, file_of
 from indexes.errors import CorruptIndex, InvalidParameter, NotFitted
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Asked(NamedTuple):
     least: int  # with fewer, a walk was in vain
 
 
-class GraphIndex(DenseIndex):
+class GraphIndex(CodedIndex):
     """Approximate search; the exact twin is `FlatIndex`.
 
     The graph is Vamana (Subramanya et al., "DiskANN", NeurIPS 2019), walked over codes that are scored by integer
@@ -93,23 +93,16 @@ class GraphIndex(DenseIndex):
         search_window: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(metric=metric)
+        super().__init__(metric=metric, codec=codec, default=SQ(bits=8), rerank=rerank)
         for name, value, least in (("R", R, 2), ("window", window, 1), ("alpha", alpha, 1), ("seed", seed, 0)):
             kinds = (int, float) if name == "alpha" else int
             if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value < math.inf:
                 raise InvalidParameter(f"{name} is {value!r}; it must be a number of at least {least}")
-        if codec is not None and not isinstance(codec, Codec):
-            raise InvalidParameter(f"codec is {codec!r}; it must be a codec of indexes.codecs, or None")
-        if rerank is not None and rerank not in DTYPES:
-            raise InvalidParameter(f"rerank is {rerank!r}; it must be one of {', '.join(DTYPES)}, or None")
         if not self.search_knobs["search_window"](search_window):
             raise InvalidParameter(f"search_window is {search_window!r}; it must be an integer of at least 1, or None")
         self.R, self.window, self.alpha, self.seed = R, window, alpha, seed
-        given = SQ(bits=8) if codec is None else codec
-        self.codec = _copied(given)
-        self.rerank, self.search_window = rerank, search_window
-        self.d = self.codec.d
-        self._store = None if rerank is None else VectorStore(rerank, "rerank='float32'")
+        self.codec = _copied(self.codec)
+        self.search_window, self.d = search_window, self.codec.d
         self._codes: RowCodes | None = None
         self._clear()
 
@@ -126,10 +119,6 @@ class GraphIndex(DenseIndex):
             "codec": unfitted(self.codec.header()), "rerank": self.rerank, "search_window": self.search_window,
             "seed": self.seed,
         }  # fmt: skip
-
-    @classmethod
-    def _rebuild(cls, parameters: dict[str, Any]) -> GraphIndex:
-        return cls(**parameters | {"codec": Codec.restore(parameters["codec"], {})})
 
     def fit(self, vectors: Any, queries: Any = None) -> GraphIndex:
         """Fit the codec to a sample (n, d); `queries` (nq, d) are for `LeanVec`. Only an empty index can be fitted.
@@ -279,20 +268,14 @@ class GraphIndex(DenseIndex):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
-        arrays = {f"codec.{name}": array for name, array in self.codec.arrays().items()}
+        state, arrays = self._coded_state()
         arrays |= {"neighbors": self._neighbors, "starts": self._starts, "removed": self._removed}
         if self.codec.d is not None:
             arrays["codes"] = self._coded().rows()
-        if self._store is not None:
-            arrays["vectors"] = self._store.vectors(self.d or 0)
-        return {"d": self.d, "codec": self.codec.header()}, arrays, {}
+        return state, arrays, {}
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
-        learned = {name[6:]: arrays.pop(name) for name in list(arrays) if name.startswith("codec.")}
-        declared, self.codec, self.d = repr(self.codec), Codec.restore(state["codec"], learned), state["d"]
-        if repr(self.codec) != declared or self.codec.d != self.d:
-            seen = f"{self.codec!r} for d = {self.codec.d}"
-            raise CorruptIndex(f"the codec is {seen}; the header says {declared} for d = {self.d}")
+        self._restore_codec(state, arrays)
         self._removed, self._neighbors, self._starts = arrays["removed"], arrays["neighbors"], arrays["starts"]
         n, links, starts = len(self._removed), self._neighbors, self._starts
         if self._removed.dtype != np.bool_ or self._removed.shape != (n,) or n - self._removed.sum() != len(self):

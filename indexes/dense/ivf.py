@@ -15,10 +15,10 @@ from indexes.binary.base import id_order
 from indexes.clustering import k_means, nearest_centroids, spread
 from indexes.codecs import SQ, Codec, Float32
 from indexes.codecs.base import unfitted
-from indexes.dense.base import DenseIndex
 from indexes.dense.centroids import Centroids, places_in, shifts_of
+from indexes.dense.coded import CodedIndex
 from indexes.dense.codes import Codes, PlainCodes, codes_for
-from indexes.dense.store import DTYPES, VectorStore, ask_disk
+from indexes.dense.store import as_numbers, ask_disk
 from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors, NotFitted
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ TOGETHER = 1 << 22  # scores of all allowed rows that are held at once
 DEAR = 10  # rows of a list are scanned in about the time in which one row anywhere is scored exactly
 
 
-class IVFIndex(DenseIndex):
+class IVFIndex(CodedIndex):
     """Vectors in lists around centroids, of which a query scans the nearest. The exact twin is `FlatIndex`.
 
     `nlist`: number of lists; None chooses from the size of the training sample: its square root times 4, at least 24
@@ -78,13 +78,9 @@ class IVFIndex(DenseIndex):
         candidates: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(metric=metric)
+        super().__init__(metric=metric, codec=codec, default=SQ(bits=4), rerank=rerank)
         if nlist is not None and (not isinstance(nlist, int) or nlist < 1):
             raise InvalidParameter(f"nlist is {nlist!r}; it must be an integer of at least 1, or None")
-        if codec is not None and not isinstance(codec, Codec):
-            raise InvalidParameter(f"codec is {codec!r}; it must be a codec of indexes.codecs, or None")
-        if rerank is not None and rerank not in DTYPES:
-            raise InvalidParameter(f"rerank is {rerank!r}; it must be one of {', '.join(DTYPES)}, or None")
         if balance is not None and not 1 <= balance < math.inf:
             raise InvalidParameter(f"balance is {balance!r}; it must be at least 1, or None")
         for name, value, allowed in (
@@ -94,17 +90,13 @@ class IVFIndex(DenseIndex):
         ):
             if not self.search_knobs[name](value):
                 raise InvalidParameter(f"{name} is {value!r}; it must be {allowed}")
-        given = SQ(bits=4) if codec is None else codec
-        self.codec = Codec.restore(given.header(), given.arrays())
-        self.trained = self.codec.trained
-        self.nlist, self.rerank, self.balance, self.seed = nlist, rerank, balance, seed
+        self.nlist, self.balance, self.seed = nlist, balance, seed
         self.nprobe, self.epsilon, self.candidates = nprobe, epsilon, candidates
         self._centroids: Centroids | None = None
         self._lists = np.empty(0, np.int64)  # of each row
         self._codes: Codes | None = None  # list by list, of the rows that were in their lists already
         self._fresh: list[np.ndarray] = []  # codes of the rows after these
         self._layout: Layout | None = None
-        self._store = None if rerank is None else VectorStore(rerank, "rerank='float32'")
 
     def parameters(self) -> dict[str, Any]:
         return {
@@ -112,13 +104,6 @@ class IVFIndex(DenseIndex):
             "balance": self.balance, "nprobe": self.nprobe, "epsilon": self.epsilon, "candidates": self.candidates,
             "seed": self.seed,
         }  # fmt: skip
-
-    @classmethod
-    def _rebuild(cls, parameters: dict[str, Any]) -> IVFIndex:
-        return cls(**parameters | {"codec": Codec.restore(parameters["codec"], {})})
-
-    def emptied(self) -> IVFIndex:
-        return type(self)(**self.parameters() | {"codec": self.codec}) if self.trained else super().emptied()
 
     def _chosen(self) -> dict[str, Any]:
         if self._centroids is None:
@@ -323,7 +308,7 @@ class IVFIndex(DenseIndex):
             return heap_scores, heap_ranks
         vectors = self._store.vectors(self.d or 0)
         ask_disk(vectors, rows)
-        numbers = vectors if vectors.dtype == np.float32 else vectors.view(np.uint16)
+        numbers = as_numbers(vectors)
 
         def work(a: int, b: int) -> None:
             ivf.rerank(
@@ -336,21 +321,15 @@ class IVFIndex(DenseIndex):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
-        arrays = {f"codec.{name}": array for name, array in self.codec.arrays().items()}
+        state, arrays = self._coded_state()
         if self._centroids is not None:
             layout = self._arranged()
             arrays |= layout.codes.arrays() | {"lists": self._lists.astype(np.int32)}
             arrays |= {"centroids": self._centroids.vectors, "shifts": self._centroids.shifts}
-        if self._store is not None:
-            arrays["vectors"] = self._store.vectors(self.d or 0)
-        return {"d": self.d, "codec": self.codec.header()}, arrays, {}
+        return state, arrays, {}
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
-        learned = {name[6:]: arrays.pop(name) for name in list(arrays) if name.startswith("codec.")}
-        declared, self.codec, self.d = repr(self.codec), Codec.restore(state["codec"], learned), state["d"]
-        if repr(self.codec) != declared or (self.d is not None and self.codec.d != self.d):
-            seen = f"{self.codec!r} for d = {self.codec.d}"
-            raise CorruptIndex(f"the codec is {seen}; the header says {declared} for d = {self.d}")
+        self._restore_codec(state, arrays, first=True)
         if self.d is not None:
             centroids, shifts, lists = arrays["centroids"], arrays["shifts"], arrays["lists"]
             nlist = len(centroids)
@@ -367,8 +346,6 @@ class IVFIndex(DenseIndex):
             _, starts = places_in(self._lists, nlist, codes.unit)
             codes.open(arrays, int(starts[-1]) * codes.unit)
             self._codes = codes
-        elif len(self):
-            raise CorruptIndex(f"n is {len(self)}, and d is missing")
         if self._store is not None:
             self._store.open(arrays["vectors"], len(self), self.d or 0)
 

@@ -12,13 +12,12 @@ from indexes.base import in_chunks
 from indexes.binary.base import id_order
 from indexes.codecs import SQ, Codec
 from indexes.codecs.base import unfitted
-from indexes.dense.base import DenseIndex
+from indexes.dense.coded import CodedIndex
 from indexes.dense.codes import Codes, PlainCodes, codes_for
-from indexes.dense.store import DTYPES, VectorStore
-from indexes.errors import CorruptIndex, InvalidParameter, NotFitted
+from indexes.errors import InvalidParameter, NotFitted
 
 
-class ScanIndex(DenseIndex):
+class ScanIndex(CodedIndex):
     """Codes of all vectors, scanned for candidates, which are then scored exactly. The exact twin is `FlatIndex`.
 
     `codec`: any of `indexes.codecs`; None chooses `SQ(bits=4)`. The index keeps a copy of its own. SQ, LVQ, SignBits
@@ -48,34 +47,19 @@ class ScanIndex(DenseIndex):
         rerank: str | None = "float32",
         candidates: int | None = None,
     ) -> None:
-        super().__init__(metric=metric)
-        if codec is not None and not isinstance(codec, Codec):
-            raise InvalidParameter(f"codec is {codec!r}; it must be a codec of indexes.codecs, or None")
-        if rerank is not None and rerank not in DTYPES:
-            raise InvalidParameter(f"rerank is {rerank!r}; it must be one of {', '.join(DTYPES)}, or None")
+        super().__init__(metric=metric, codec=codec, default=SQ(bits=4), rerank=rerank)
         if not self.search_knobs["candidates"](candidates):
             raise InvalidParameter(f"candidates is {candidates!r}; it must be an integer of at least 1, or None")
-        given = SQ(bits=4) if codec is None else codec
-        self.codec = Codec.restore(given.header(), given.arrays())
-        self.rerank, self.candidates = rerank, candidates
-        self.d = self.codec.d
-        self.needs_fit, self.trained = self.codec.d is None, self.codec.trained
+        self.candidates, self.d = candidates, self.codec.d
+        self.needs_fit = self.d is None
         self._codes: Codes | None = None
         self._ranked: tuple[np.ndarray, np.ndarray | None] | None = None  # see `_ranks`; made by a search
-        self._store = None if rerank is None else VectorStore(rerank, "rerank='float32'")
 
     def parameters(self) -> dict[str, Any]:
         return {
             "codec": unfitted(self.codec.header()), "metric": self.metric, "rerank": self.rerank,
             "candidates": self.candidates,
         }  # fmt: skip
-
-    @classmethod
-    def _rebuild(cls, parameters: dict[str, Any]) -> ScanIndex:
-        return cls(**parameters | {"codec": Codec.restore(parameters["codec"], {})})
-
-    def emptied(self) -> ScanIndex:
-        return type(self)(**self.parameters() | {"codec": self.codec}) if self.trained else super().emptied()
 
     def fit(self, vectors: Any, queries: Any = None) -> ScanIndex:
         """Fit the codec to a sample (n, d); `queries` (nq, d) are for `LeanVec`. Only an empty index can be fitted.
@@ -154,23 +138,15 @@ class ScanIndex(DenseIndex):
         return self._ranked
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
-        arrays = {f"codec.{name}": array for name, array in self.codec.arrays().items()}
+        state, arrays = self._coded_state()
         if self.codec.d is not None:
             arrays |= self._coded().arrays()
-        if self._store is not None:
-            arrays["vectors"] = self._store.vectors(self.d or 0)
-        return {"d": self.d, "codec": self.codec.header()}, arrays, {}
+        return state, arrays, {}
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
-        learned = {name[6:]: arrays.pop(name) for name in list(arrays) if name.startswith("codec.")}
-        declared, self.codec, self.d = repr(self.codec), Codec.restore(state["codec"], learned), state["d"]
-        if repr(self.codec) != declared or self.codec.d != self.d:
-            seen = f"{self.codec!r} for d = {self.codec.d}"
-            raise CorruptIndex(f"the codec is {seen}; the header says {declared} for d = {self.d}")
+        self._restore_codec(state, arrays)
         self.needs_fit = self.d is None
         if self.d is not None:
             self._coded().open(arrays, len(self))
-        elif len(self):
-            raise CorruptIndex(f"n is {len(self)}, and d is missing")
         if self._store is not None:
             self._store.open(arrays["vectors"], len(self), self.d or 0)

@@ -20,7 +20,7 @@ from indexes.base import Hits, in_chunks
 from indexes.binary.base import id_order
 from indexes.clustering import k_means
 from indexes.dense.base import DenseIndex
-from indexes.dense.store import DTYPES, VectorStore
+from indexes.dense.store import DTYPES, VectorStore, as_numbers
 from indexes.errors import CorruptIndex, InvalidIds, InvalidParameter, NotFitted
 
 Label: TypeAlias = int | str
@@ -202,7 +202,7 @@ class TenantIndex(DenseIndex):
         if len(seen.keys) <= candidates + len(self._centroids):
             candidates = len(seen.keys)
         cells, starts = seen.lists() if candidates < len(seen.keys) else NO_LISTS
-        vectors = self.vectors if self.dtype == "float32" else self.vectors.view(np.uint16)
+        vectors = as_numbers(self.vectors)
         heap_scores, heap_ids = topk.empty_heaps(len(queries), k)
 
         def work(a: int, b: int) -> None:

@@ -9,28 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from indexes.kernels import scan
 from indexes.kernels.exact import chosen, distance, product
+from indexes.kernels.scan import quantize_queries
+from indexes.kernels.scan import search as scan_search
 from indexes.kernels.topk import push_lists, sort_heaps
-
-scan_search = scan.search
-
-
-@njit(nogil=True, cache=True)
-def quantize(weights, bits, width):
-    """As `scan.quantize_queries`, for kernels."""
-    nq, parts = weights.shape[0], 8 // bits
-    asked, slopes = np.zeros((nq, width, parts, 4), np.int8), np.zeros(nq, np.float32)
-    for q in range(nq):
-        most = np.float32(0)
-        for weight in weights[q]:
-            most = max(most, abs(weight))
-        if most > 0:
-            slopes[q] = most / np.float32(127)
-            for i in range(weights.shape[1]):
-                place = i // parts
-                asked[q, place // 4, i % parts, place % 4] = np.int8(np.rint(weights[q, i] / slopes[q]))
-    return asked.reshape(-1).view(np.uint32).reshape(nq, width, parts), slopes
 
 
 @njit(nogil=True, cache=True)
@@ -43,7 +25,7 @@ def nearest(centroids, words, step, shifts, by_length, reach, queries, lists):
     centroid that of others may be; infinity for any.
     """
     nq, width, nprobe = queries.shape[0], words.shape[1], lists.shape[1]
-    asked, slopes = quantize(queries * step, 8, width)
+    asked, slopes = quantize_queries(queries * step, 8, width)
     tilts = np.empty(nq, np.float32)
     for q in range(nq):
         tilts[q] = -np.sqrt(product(queries[q], queries[q])) if by_length else np.float32(-1)
@@ -78,7 +60,7 @@ def search(
     have lists of their own, so that they are scanned one after the other.
     """
     nq = lists.shape[0]
-    queries, slopes = quantize(weights, bits, width)
+    queries, slopes = quantize_queries(weights, bits, width)
     for q in range(nq):
         slopes[q] *= factor
         total = 0

@@ -18,7 +18,6 @@ from indexes.codecs import Codec
 from retrieval.encoders.adapted import Adapted
 from retrieval.encoders.base import Encoder
 from retrieval.training import losses
-from retrieval.training.codebooks import usage
 from retrieval.training.data import TrainingData
 from retrieval.training.jpq import DEPTH, JPQ
 from retrieval.training.method import search_codes
@@ -74,12 +73,11 @@ class BiDR(JPQ):
     def epoch(self, data: TrainingData, number: int) -> None:
         self.second = number > self.first
         if number <= self.first + 1:
-            self.quantizer.settle()
-            self.fixed = self.quantizer.encode(data.documents)
+            self.code_anew(data)
         elif len(self.negatives):
             return  # nothing that finds candidates moves any more
         asked = self.asked(data.queries, data.texts)
-        self.negatives = search_codes(self.codec(), self.fixed, asked, DEPTH)
+        self.negatives = search_codes(self.codec(), self.coded, asked, DEPTH)
         self.dense.vectors = torch.from_numpy(self.queries.asked(data.queries, data.texts))
 
     def order(self, data: TrainingData, random: np.random.Generator) -> np.ndarray:
@@ -96,7 +94,7 @@ class BiDR(JPQ):
         if self.second:
             scores = self.dense(rows) @ torch.from_numpy(data.documents[drawn]).T
         else:
-            coded = self.quantizer.books.decode(torch.from_numpy(self.fixed[drawn].astype(np.int64)))
+            coded = self.quantizer.books.decode(torch.from_numpy(self.coded[drawn].astype(np.int64)))
             scores = self.queries(rows) @ self.quantizer.turn @ coded.T
         scores = scores.masked_fill(torch.from_numpy(others), -torch.inf)
         return losses.info_nce(scores, torch.arange(len(rows)), self.temperature)
@@ -138,13 +136,3 @@ class BiDR(JPQ):
 
     def encoder(self, base: Encoder) -> Encoder:
         return Adapted(super().encoder(base), self.dense.matrix())
-
-    def report(self) -> dict[str, float]:
-        return {"usage": usage(self.fixed)}
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return self.quantizer.arrays() | {"codes": self.fixed}
-
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self.quantizer.restore(arrays)
-        self.fixed = arrays["codes"]

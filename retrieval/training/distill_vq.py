@@ -10,18 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexes.codecs import Codec
 from retrieval.training import losses
-from retrieval.training.codebooks import usage
 from retrieval.training.data import TrainingData, nearest
 from retrieval.training.jpq import with_positives
-from retrieval.training.method import Method, search_codes
-from retrieval.training.quantizer import Quantizer
+from retrieval.training.method import search_codes
+from retrieval.training.quantizer import QuantizerMethod
 
 DEPTH = 100  # of the teacher's and the student's nearest documents
 
 
-class DistillVQ(Method):
+class DistillVQ(QuantizerMethod):
     """The teacher's distribution over candidates is learned by the codes' scores.
 
     `bytes`, `codebooks`: as of `JPQ`. `linear`: centroids as a basis times one matrix per codebook (SimVQ).
@@ -44,25 +42,22 @@ class DistillVQ(Method):
         self.recode, self.linear, self.seed = recode, linear, seed
 
     def begin(self, data: TrainingData) -> None:
-        self.quantizer = Quantizer.unsupervised(data, self.bytes, self.codebooks, self.seed, linear=self.linear)
-        self.now = self.quantizer.encode(data.documents)
-        self.modules["books"] = self.quantizer.books
+        super().begin(data)
         self.teacher = nearest(data.queries, data.documents, DEPTH)
         self.student = self.teacher[:, :0]
 
     def epoch(self, data: TrainingData, number: int) -> None:
         if self.recode and number > 1:
-            self.quantizer.settle()
-            self.now = self.quantizer.encode(data.documents)
-        asked = self.queries.asked(data.queries, data.texts)
-        self.student = search_codes(self.codec(), self.now, asked, DEPTH)
+            self.code_anew(data)
+        asked = self.asked(data.queries, data.texts)
+        self.student = search_codes(self.codec(), self.coded, asked, DEPTH)
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         candidates = self.candidates(data, rows, random)
         queries = torch.from_numpy(data.queries[rows])
         documents = torch.from_numpy(data.documents[candidates])
         teacher = torch.bmm(documents, queries[:, :, None])[:, :, 0]
-        scores = self.quantizer.scores(self.queries(rows), self.now, candidates)
+        scores = self.quantizer.scores(self.queries(rows), self.coded, candidates)
         teacher = teacher.masked_fill(torch.from_numpy(candidates < 0), -torch.inf)
         return losses.list_net(scores, teacher, self.temperature)
 
@@ -76,19 +71,3 @@ class DistillVQ(Method):
         ascending = np.take_along_axis(found, order, axis=1)
         ascending[:, 1:][ascending[:, 1:] == ascending[:, :-1]] = -1
         return ascending
-
-    def codec(self) -> Codec:
-        return self.quantizer.codec(self.queries.matrix())
-
-    def codes(self, data: TrainingData) -> np.ndarray:
-        return self.now
-
-    def report(self) -> dict[str, float]:
-        return {"usage": usage(self.now)}
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return self.quantizer.arrays() | {"codes": self.now}
-
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self.quantizer.restore(arrays)
-        self.now = arrays["codes"]

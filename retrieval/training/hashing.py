@@ -105,16 +105,16 @@ class Hasher(Method):
         return [{"params": list(self.head.parameters()), "lr": self.lr}, *super().groups()[1:]]
 
     def epoch(self, data: TrainingData, number: int) -> None:
-        asked = self.queries.asked(data.queries, data.texts)
+        asked = self.asked(data.queries, data.texts)
         self.student = search_codes(self.codec(), self.codes(data), asked, DEPTH)
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         self.average.update_parameters(self.head)
         return self.step(data, rows, random)
 
+    @abstractmethod
     def step(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         """See `loss`."""
-        raise NotImplementedError
 
     def steps(self) -> int:
         """Taken so far, with the one being taken."""

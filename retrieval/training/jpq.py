@@ -10,16 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexes.codecs import Codec
 from retrieval.training import losses
 from retrieval.training.data import TrainingData
-from retrieval.training.method import Method, search_codes
-from retrieval.training.quantizer import Quantizer
+from retrieval.training.method import search_codes
+from retrieval.training.quantizer import QuantizerMethod
 
 DEPTH = 200  # candidates of the current index, as in the paper
 
 
-class JPQ(Method):
+class JPQ(QuantizerMethod):
     """Pairs of a relevant document and one that the current index returns, weighed by LambdaRank.
 
     `bytes`: of a code. `codebooks`: "product" (OPQ and PQ, as in the paper) or "additive" (RQ: sums of centroids of
@@ -41,14 +40,12 @@ class JPQ(Method):
         self.lr, self.query_lr, self.cut, self.scale, self.seed = lr, query_lr, cut, scale, seed
 
     def begin(self, data: TrainingData) -> None:
-        self.quantizer = Quantizer.unsupervised(data, self.bytes, self.codebooks, self.seed)
-        self.fixed = self.quantizer.encode(data.documents)
-        self.modules["books"] = self.quantizer.books
+        super().begin(data)
         self.negatives = np.empty((0, 0), np.int64)
 
     def epoch(self, data: TrainingData, number: int) -> None:
-        asked = self.queries.asked(data.queries, data.texts)
-        self.negatives = search_codes(self.codec(), self.fixed, asked, DEPTH)
+        asked = self.asked(data.queries, data.texts)
+        self.negatives = search_codes(self.codec(), self.coded, asked, DEPTH)
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         assert data.positives is not None
@@ -58,14 +55,8 @@ class JPQ(Method):
             known = (given[:, :, None] == found[:, None, :]).any(axis=2)
             found = np.concatenate([found, np.where(known, -1, given)], axis=1)
         candidates, relevant = with_positives(found, [data.positives[row] for row in rows])
-        scores = self.quantizer.scores(self.queries(rows), self.fixed, candidates)
+        scores = self.quantizer.scores(self.queries(rows), self.coded, candidates)
         return losses.lambda_rank(self.scale * scores, torch.from_numpy(relevant), self.cut)
-
-    def codec(self) -> Codec:
-        return self.quantizer.codec(self.queries.matrix())
-
-    def codes(self, data: TrainingData) -> np.ndarray:
-        return self.fixed
 
 
 def with_positives(found: np.ndarray, positives: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,7 @@ class Method(ABC):
     """What an index keeps beside the codes to rank candidates by, as of `ScanIndex`; `search` does the same."""
 
     seed: int
+    lr: float = 1e-3
     tune: str = "code"
     rank: int = 16
     query_lr: float = 1e-4
@@ -67,8 +68,6 @@ class Method(ABC):
         others = [p for name, module in self.modules.items() if name != "queries" for p in module.parameters()]
         groups = [{"params": others, "lr": self.lr}, {"params": list(self.queries.parameters()), "lr": rate}]
         return [group for group in groups if group["params"]]
-
-    lr: float = 1e-3
 
     def epoch(self, data: TrainingData, number: int) -> None:
         """Before each pass: negatives mined anew, codes computed anew."""

@@ -1,4 +1,4 @@
-"""What the trainers of product and residual quantisation share: the unsupervised start, scores, and the codec."""
+"""What the trainers of product and residual quantisation share: the unsupervised start, codes, scores, the codec."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from indexes.codecs import OPQ, PQ, RQ, Chain, Codec, Learned, Retrained
 from retrieval.errors import TrainingError
-from retrieval.training.codebooks import Codebooks
+from retrieval.training.codebooks import Codebooks, usage
 from retrieval.training.data import TrainingData
-from retrieval.training.method import sampled
+from retrieval.training.method import Method, sampled
 
 CODEBOOKS = ("product", "additive")
 KSUB = 256
@@ -85,3 +85,37 @@ class Quantizer:
         """The inverse of `arrays`."""
         self.first = type(self.first).restore(self.first.header(), {"centroids": arrays["first"]})
         self.projection = arrays["projection"]
+
+
+class QuantizerMethod(Method):
+    """Base of the methods that train a quantizer; `coded` uint8 (n, M): the codes of all documents as they are now."""
+
+    bytes: int
+    codebooks: str = "product"
+    linear: bool = False
+
+    def begin(self, data: TrainingData) -> None:
+        self.quantizer = Quantizer.unsupervised(data, self.bytes, self.codebooks, self.seed, linear=self.linear)
+        self.coded = self.quantizer.encode(data.documents)
+        self.modules["books"] = self.quantizer.books
+
+    def code_anew(self, data: TrainingData) -> None:
+        """Codes by the nearest of the trained centroids."""
+        self.quantizer.settle()
+        self.coded = self.quantizer.encode(data.documents)
+
+    def codec(self) -> Codec:
+        return self.quantizer.codec(self.queries.matrix())
+
+    def codes(self, data: TrainingData) -> np.ndarray:
+        return self.coded
+
+    def report(self) -> dict[str, float]:
+        return {"usage": usage(self.coded)}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return self.quantizer.arrays() | {"codes": self.coded}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        self.quantizer.restore(arrays)
+        self.coded = arrays["codes"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.training import losses
-from retrieval.training.codebooks import balanced, usage
+from retrieval.training.codebooks import balanced
 from retrieval.training.data import TrainingData
 from retrieval.training.jpq import JPQ
 
@@ -70,8 +70,7 @@ class RepCONC(JPQ):
         with torch.no_grad():
             residual = (self.up.weight @ self.down.weight).numpy()
             self.quantizer.projection = self.quantizer.rotation + residual @ self.quantizer.rotation
-        self.quantizer.settle()
-        self.fixed = self.quantizer.encode(data.documents)
+        self.code_anew(data)
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         if self.second:
@@ -92,13 +91,3 @@ class RepCONC(JPQ):
         known[target, target] = False  # other relevant documents of a query are no negatives
         contrast = losses.info_nce(scores.masked_fill(known, -torch.inf), target, self.temperature)
         return contrast + self.mse * (documents - coded).square().sum(dim=1).mean()
-
-    def report(self) -> dict[str, float]:
-        return {"usage": usage(self.fixed)}
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return self.quantizer.arrays() | {"codes": self.fixed}
-
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self.quantizer.restore(arrays)
-        self.fixed = arrays["codes"]

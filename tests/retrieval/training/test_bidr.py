@@ -55,8 +55,8 @@ def test_the_first_stage_finds_better_candidates_and_the_second_ranks_them_bette
         def epoch(self, data, number):
             super().epoch(data, number)
             relevant = np.array([rows[0] for rows in data.positives])
-            found = search_codes(self.codec(), self.fixed, self.asked(data.queries, None), 100)
-            seen[number] = (found == relevant[:, None]).any(axis=1).mean(), self.fixed, self.dense.matrix()
+            found = search_codes(self.codec(), self.coded, self.asked(data.queries, None), 100)
+            seen[number] = (found == relevant[:, None]).any(axis=1).mean(), self.coded, self.dense.matrix()
 
     method = Watched(**make().parameters())
     result = train(method, data, data, epochs=6, patience=9)
@@ -157,7 +157,7 @@ def test_the_loss_is_the_cross_entropy_of_codes_then_of_vectors(number):
     drawn, others = method.drawn(data, rows, np.random.default_rng(5))
     if number == 1:
         books = method.quantizer.books.array()
-        coded = books[np.arange(2), method.fixed[drawn]].reshape(len(drawn), -1)
+        coded = books[np.arange(2), method.coded[drawn]].reshape(len(drawn), -1)
         scores = data.queries[rows] @ method.quantizer.rotation.T @ coded.T
     else:
         scores = data.queries[rows] @ data.documents[drawn].T
