@@ -25,7 +25,7 @@ from indexes.binary.hamming import HammingIndex
 from indexes.binary.multi_index import MultiIndexHashing
 from indexes.dense.base import DenseIndex
 from indexes.dense.flat import FlatIndex
-from indexes.dense.store import VectorStore
+from indexes.dense.store import DTYPES, VectorStore
 from indexes.errors import InvalidIds, InvalidParameter
 from indexes.sparse.blockmax import BlockMaxIndex
 from indexes.sparse.eager import EagerIndex
@@ -231,9 +231,14 @@ def _twin(indexes: Sequence[Index]) -> Index:
 
 
 def _vectors(index: Any) -> Any:
-    """The vectors that an index holds, by row, as they are stored: (n, d), or sparse (n, V); None where it has none."""
+    """The vectors that an index holds, by row, as they are stored: (n, d), or sparse (n, V); None where there are none.
+
+    Levels of 8 bits are not: what they find is near to what the vectors would, not the same.
+    """
     store = getattr(index, "_store", None)
-    return store.vectors(index.d or 0) if isinstance(store, VectorStore) else getattr(index, "vectors", None)
+    if isinstance(store, VectorStore):
+        return store.stored(index.d or 0) if store.dtype.name in DTYPES else None
+    return getattr(index, "vectors", None)
 
 
 # -- what is fast ------------------------------------------------------------------------------------------------------

@@ -214,6 +214,8 @@ def systems(vectors: np.ndarray, queries: np.ndarray, without: Sequence[str], on
             lambda: IVFIndex(codec=SQ(bits=2), rerank="float16"), nprobe=PROBES, candidates=(30, 50, 100)),
         "GraphIndex SQ 8 bits": mine(GraphIndex, search_window=BEAMS),
         "GraphIndex LVQ 4 bits": mine(lambda: GraphIndex(codec=LVQ(bits=4)), search_window=BEAMS),
+        "GraphIndex LVQ 4 bits, lvq8": mine(
+            lambda: GraphIndex(codec=LVQ(bits=4), rerank="lvq8"), search_window=BEAMS),
         "GraphIndex LeanVec": mine(
             lambda: GraphIndex(codec=Chain(LeanVec(dimensions=d // 2), LVQ(bits=8))), search_window=BEAMS),
         "HNSWIndex": mine(HNSWIndex, ef_search=BEAMS),

@@ -118,7 +118,7 @@ class TwoStageIndex(DenseIndex):
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
         signs, arrays, _ = self._signs._state()
         if self.rescore == "float16":
-            arrays["vectors"] = self._store.vectors(self.d or 1)
+            arrays["vectors"] = self._store.stored(self.d or 1)
         state = {"d": self.d, "signs": signs, "rotation": self._rotation.header()}
         return state, arrays | self._rotation.arrays(), {}
 

@@ -8,21 +8,21 @@ import numpy as np
 
 from indexes.codecs import Codec
 from indexes.dense.base import DenseIndex
-from indexes.dense.store import DTYPES, VectorStore
+from indexes.dense.store import KEPT, VectorStore
 from indexes.errors import CorruptIndex, InvalidParameter
 
 Self = TypeVar("Self", bound="CodedIndex")
 
 
 class CodedIndex(DenseIndex):
-    """Base of the indexes with a `codec`, which they copy, and `rerank`: a dtype of `VectorStore`, or None."""
+    """Base of the indexes with a `codec`, which they copy, and `rerank`: what `VectorStore` keeps, or None."""
 
     def __init__(self, *, metric: str, codec: Codec | None, default: Codec, rerank: str | None) -> None:
         super().__init__(metric=metric)
         if codec is not None and not isinstance(codec, Codec):
             raise InvalidParameter(f"codec is {codec!r}; it must be a codec of indexes.codecs, or None")
-        if rerank is not None and rerank not in DTYPES:
-            raise InvalidParameter(f"rerank is {rerank!r}; it must be one of {', '.join(DTYPES)}, or None")
+        if rerank is not None and rerank not in KEPT:
+            raise InvalidParameter(f"rerank is {rerank!r}; it must be one of {', '.join(KEPT)}, or None")
         given = default if codec is None else codec
         self.codec = Codec.restore(given.header(), given.arrays())
         self.trained = self.codec.trained
@@ -40,7 +40,7 @@ class CodedIndex(DenseIndex):
         """Of `_state`: d and the codec, what it learned, and the stored vectors."""
         arrays = {f"codec.{name}": array for name, array in self.codec.arrays().items()}
         if self._store is not None:
-            arrays["vectors"] = self._store.vectors(self.d or 0)
+            arrays["vectors"] = self._store.stored(self.d or 0)
         return {"d": self.d, "codec": self.codec.header()}, arrays
 
     def _restore_codec(self, state: dict[str, Any], arrays: dict[str, np.ndarray], *, first: bool = False) -> None:

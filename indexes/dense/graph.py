@@ -65,8 +65,8 @@ class GraphIndex(CodedIndex):
     less than this factor of squared distances, which keeps long links.
     `codec`: what the walk reads: SQ, LVQ, SignBits or RaBitQ, or a `Chain` that ends so; None chooses `SQ(bits=8)`.
     The index keeps a copy of its own. `fit` learns what it needs.
-    `rerank`: "float16" or "float32" stores the vectors too, and scores are exact for what is stored; None stores codes
-    only, and scores are those of the decoded vectors.
+    `rerank`: "float16" or "float32" stores the vectors too, and scores are exact for what is stored; "lvq8" stores them
+    in a byte a number; None stores codes only, and scores are those of the decoded vectors.
     `search_window`: candidates kept while searching, all of which are ranked again; also a parameter of `search`; never
     less than k. None chooses 64.
     `seed`: of the order in which rows are linked, so that sorted input does no harm.
@@ -201,7 +201,7 @@ class GraphIndex(CodedIndex):
                 places = np.flatnonzero(~self._removed)
                 ids = np.full(len(self._removed), -1)
                 ids[places] = self._ids
-            vectors = None if self._store is None else self._store.vectors(self.d or 0)
+            vectors = None if self._store is None else self._store.stored(self.d or 0)
             self._ready = Ready(self._coded().graph(self._neighbors, self._starts), ids, places, vectors)
         return self._ready
 

@@ -184,7 +184,7 @@ class IVFIndex(CodedIndex):
         def vectors(rows: np.ndarray) -> np.ndarray:
             if self._store is None:
                 return self.codec.decode(by_row[rows])
-            return self._store.vectors(self.d or 0)[rows].astype(np.float32, copy=False)
+            return self._store.at(rows, self.d or 0)
 
         if self.balance is not None:
             most = max(FEW, math.ceil(self.balance * n / len(centroids)))
@@ -306,9 +306,9 @@ class IVFIndex(CodedIndex):
             topk.push_lists(scores, found, heap_scores, heap_ranks)
             topk.sort_heaps(heap_scores, heap_ranks)
             return heap_scores, heap_ranks
-        vectors = self._store.vectors(self.d or 0)
-        ask_disk(vectors, rows)
-        numbers = as_numbers(vectors)
+        stored = self._store.stored(self.d or 0)
+        ask_disk(stored, rows)
+        numbers = as_numbers(stored)
 
         def work(a: int, b: int) -> None:
             ivf.rerank(

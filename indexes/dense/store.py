@@ -1,4 +1,4 @@
-"""Vectors kept as float32 or float16, in memory or on disk, some or all of which an index scores exactly."""
+"""Vectors kept as float32, float16 or 8-bit levels, in memory or on disk, some or all of which an index scores."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import numpy as np
 from indexes.errors import CorruptIndex, InvalidVectors
 
 DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+LEVELS = "lvq8"
+KEPT = (*DTYPES, LEVELS)
+BOUNDS = 8  # bytes before the levels of a vector: its smallest number and its step, float32
 LINE = 64  # bytes of memory that are read together
 
 
@@ -54,14 +57,21 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 class VectorStore:
-    """Vectors (n, d) by row, `dtype` "float32" or "float16". `instead`: what to use for numbers beyond float16."""
+    """Vectors (n, d) by row. `kept`: "float32", "float16", or "lvq8" for a byte a number and eight a vector.
 
-    def __init__(self, dtype: str, instead: str) -> None:
-        self.dtype, self.instead = DTYPES[dtype], instead
+    "lvq8" is LVQ with 8 bits and without a mean (Aguerrebere et al., VLDB 2023): each number becomes the nearest of 256
+    levels from the smallest to the largest of its vector. `instead`: what to use for numbers beyond float16.
+    """
+
+    def __init__(self, kept: str, instead: str) -> None:
+        self.dtype, self.instead = DTYPES.get(kept, np.dtype(np.uint8)), instead
         self._rows = GrowingRows()
 
     def add(self, vectors: np.ndarray) -> None:
         """Append float32 (n, d). Raises `InvalidVectors` for numbers beyond float16; nothing is appended then."""
+        if self.dtype == np.uint8:
+            self._rows.append(in_levels(vectors))
+            return
         with np.errstate(over="ignore"):
             stored = vectors.astype(self.dtype)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
@@ -70,32 +80,68 @@ class VectorStore:
 
     def keep(self, rows: np.ndarray) -> None:
         """Only the rows where bool (n,) is True."""
-        self._rows.open(self.vectors(0)[rows])
+        self._rows.open(self.stored(0)[rows])
+
+    def stored(self, d: int) -> np.ndarray:
+        """All as they are kept: (n, d) of float32 or float16, or of levels what `in_levels` makes."""
+        return self._rows.all() if len(self._rows) else np.empty((0, self._width(d)), self.dtype)
 
     def vectors(self, d: int) -> np.ndarray:
-        """All, (n, d), in the store's dtype."""
-        return self._rows.all() if len(self._rows) else np.empty((0, d), self.dtype)
+        """All as numbers (n, d): float16 as they are kept, else float32."""
+        stored = self.stored(d)
+        return of_levels(stored, d) if self.dtype == np.uint8 else stored
+
+    def at(self, rows: np.ndarray, d: int) -> np.ndarray:
+        """The vectors float32 (m, d) at rows int64 (m,)."""
+        some = self.stored(d)[rows]
+        return of_levels(some, d) if self.dtype == np.uint8 else some.astype(np.float32, copy=False)
 
     def open(self, vectors: np.ndarray, n: int, d: int) -> None:
         """Take a saved array, or `CorruptIndex`."""
-        if vectors.shape != (n, d) or vectors.dtype != self.dtype:
-            raise CorruptIndex(f"vectors are {vectors.dtype} {vectors.shape}, not {self.dtype} ({n}, {d})")
+        expected = n, self._width(d)
+        if vectors.shape != expected or vectors.dtype != self.dtype:
+            raise CorruptIndex(f"vectors are {vectors.dtype} {vectors.shape}, not {self.dtype} {expected}")
         self._rows.open(vectors)
+
+    def _width(self, d: int) -> int:
+        return BOUNDS + -(-d // 4) * 4 if self.dtype == np.uint8 else d
 
     def scores(self, queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
         """Exact scores float32 (nq, m) of queries float32 (nq, d) with vectors at `rows` int64 (nq, m), -1 for none."""
         from indexes.kernels import exact
 
-        vectors = self.vectors(queries.shape[1])
-        ask_disk(vectors, rows)
+        stored = self.stored(queries.shape[1])
+        ask_disk(stored, rows)
         scores = np.full(rows.shape, -np.inf, np.float32)
-        exact.chosen(as_numbers(vectors), queries, rows, metric == "l2", scores)
+        exact.chosen(as_numbers(stored), queries, rows, metric == "l2", scores)
         return scores
 
 
-def as_numbers(vectors: np.ndarray) -> np.ndarray:
-    """Stored vectors as kernels take them: float32, or the bits, uint16, of float16."""
-    return vectors if vectors.dtype == np.float32 else vectors.view(np.uint16)
+def as_numbers(stored: np.ndarray) -> np.ndarray:
+    """Stored vectors as kernels take them: float32, the bits, uint16, of float16, or levels as they are."""
+    return stored.view(np.uint16) if stored.dtype == np.float16 else stored
+
+
+def in_levels(vectors: np.ndarray) -> np.ndarray:
+    """Levels of float32 (n, d): uint8 (n, 8 + d, and what makes that a multiple of 4), the two bounds first."""
+    n, d = vectors.shape
+    rows = aligned((n, BOUNDS + -(-d // 4) * 4), np.uint8)
+    rows[:, BOUNDS + d :] = 0
+    for start in range(0, n, 4096):
+        some = vectors[start : start + 4096]
+        lower = some.min(axis=1, keepdims=True)
+        step = (some.max(axis=1, keepdims=True) - lower) / np.float32(255)
+        levels = np.rint((some - lower) / np.where(step > 0, step, 1))
+        part = rows[start : start + 4096]
+        part[:, :BOUNDS] = np.concatenate([lower, step], axis=1).view(np.uint8)
+        part[:, BOUNDS : BOUNDS + d] = np.minimum(levels, 255)
+    return rows
+
+
+def of_levels(rows: np.ndarray, d: int) -> np.ndarray:
+    """The float32 (n, d) that `in_levels` made these rows of, each within half a step."""
+    bounds = np.ascontiguousarray(rows[:, :BOUNDS]).view(np.float32)
+    return bounds[:, :1] + bounds[:, 1:] * rows[:, BOUNDS : BOUNDS + d].astype(np.float32)
 
 
 def file_of(array: np.ndarray) -> mmap.mmap | None:

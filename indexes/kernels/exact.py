@@ -1,4 +1,4 @@
-"""Exact scores of chosen vectors, or of all, from float32 or float16 as they are stored."""
+"""Scores of chosen vectors, or of all, from float32, float16 or 8-bit levels as they are stored."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from indexes.kernels.prefetch import prefetch_range
 
 intrinsic: Any = extending.intrinsic  # mypy would count the typing context among the arguments
 AHEAD = 4  # vectors: so far ahead memory is asked for
+BOUNDS = 8  # bytes before the levels of a vector
+FAST = {"reassoc", "contract", "nsz"}  # sums in any order, for wide instructions
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 _CONVERTS = bool(_FEATURES.get("f16c") or _FEATURES.get("fullfp16"))  # elsewhere LLVM would call a C function for each
 
@@ -38,12 +40,27 @@ def widen(typing_context, number):
     return types.float32(number), generate
 
 
+@intrinsic
+def float_at(typing_context, array, index):
+    """The float32 whose bytes begin at `array[index]`, uint8 (1-d, contiguous): `view` takes as long as 300 numbers."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.gep(data, [arguments[1]])
+        number = builder.load(builder.bitcast(place, ir.FloatType().as_pointer()))
+        number.align = 1
+        return number
+
+    return types.float32(array, types.intp), generate
+
+
 @njit(nogil=True, cache=True)
 def chosen(vectors, queries, rows, l2, scores):
     """`scores[q, i]` = the score of query q with vector `rows[q, i]`, or nothing where that is -1.
 
-    `vectors` float32 (n, d), or the bits, uint16, of float16; `queries` float32 (nq, d); `rows` int64 (nq, m); `l2`:
-    whether scores are minus squared distances, not inner products; `scores` float32 (nq, m).
+    `vectors` float32 (n, d), the bits, uint16, of float16, or uint8 levels (`indexes.dense.store.in_levels`); `queries`
+    float32 (nq, d); `rows` int64 (nq, m); `l2`: whether scores are minus squared distances, not inner products;
+    `scores` float32 (nq, m).
     """
     flat, d = vectors.reshape(-1), vectors.shape[1]
     for q in range(queries.shape[0]):
@@ -71,20 +88,60 @@ def widened(numbers, out):
         out[i] = widen(numbers[i])
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True)
 def product(vector, query):
-    """The inner product, summed in any order, for wide instructions."""
-    total = np.float32(0)
-    for i in range(vector.shape[0]):
-        total += widen(vector[i]) * query[i]
-    return total
+    """The inner product, summed in any order."""
+    return _product(vector, query)
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True)
 def distance(vector, query):
     """The squared Euclidean distance, summed in any order."""
-    total = np.float32(0)
-    for i in range(vector.shape[0]):
-        difference = widen(vector[i]) - query[i]
-        total += difference * difference
-    return total
+    return _distance(vector, query)
+
+
+def _product(vector: Any, query: Any) -> Any:
+    """`product`, which numba chooses by the type of the vector."""
+    raise NotImplementedError
+
+
+def _distance(vector: Any, query: Any) -> Any:
+    """`distance`, which numba chooses by the type of the vector."""
+    raise NotImplementedError
+
+
+@extending.overload(_product, jit_options={"fastmath": FAST})
+def _choose_product(vector, query):
+    def of_numbers(vector, query):
+        total = np.float32(0)
+        for i in range(vector.shape[0]):
+            total += widen(vector[i]) * query[i]
+        return total
+
+    def of_levels(vector, query):
+        total, plain = np.float32(0), np.float32(0)
+        for i in range(query.shape[0]):
+            total += np.float32(vector[BOUNDS + i]) * query[i]
+            plain += query[i]
+        return float_at(vector, 0) * plain + float_at(vector, 4) * total
+
+    return of_levels if vector.dtype == types.uint8 else of_numbers
+
+
+@extending.overload(_distance, jit_options={"fastmath": FAST})
+def _choose_distance(vector, query):
+    def of_numbers(vector, query):
+        total = np.float32(0)
+        for i in range(vector.shape[0]):
+            difference = widen(vector[i]) - query[i]
+            total += difference * difference
+        return total
+
+    def of_levels(vector, query):
+        lower, step, total = float_at(vector, 0), float_at(vector, 4), np.float32(0)
+        for i in range(query.shape[0]):
+            difference = lower + step * np.float32(vector[BOUNDS + i]) - query[i]
+            total += difference * difference
+        return total
+
+    return of_levels if vector.dtype == types.uint8 else of_numbers

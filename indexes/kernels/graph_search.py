@@ -199,7 +199,7 @@ def scan(graph, weights, tilts, chosen, found, scores):
 def rank(vectors, queries, found, l2, ids, top_scores, top_ids):
     """Score the rows `found` int64 (nq, m) exactly, and rank the best of them by score and id.
 
-    `vectors` float32 (n, d), or the bits, uint16, of float16; `ids` int64 (n,); `top_scores` float32 and `top_ids`
+    `vectors` as in `exact.chosen`; `ids` int64 (n,); `top_scores` float32 and `top_ids`
     int64 (nq, k): overwritten.
     """
     flat, d = vectors.reshape(-1), vectors.shape[1]
