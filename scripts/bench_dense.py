@@ -3,6 +3,7 @@
     python scripts/bench_dense.py                                        # clustered vectors, 20,000 to 200,000 x 384
     python scripts/bench_dense.py --vectors docs.npy --queries q.npy     # real embeddings, (n, d) and (nq, d)
     python scripts/bench_dense.py --sizes 100000 1000000 --without hnsw  # graphs take long to build
+    python scripts/bench_dense.py --plot pictures                        # recall_qps.png and growth.png (matplotlib)
     python scripts/bench_dense.py --quick
 
 Ours: FlatIndex, ScanIndex, IVFIndex and GraphIndex with several codecs, HNSWIndex and IVFPQIndex (both of which are
@@ -38,6 +39,7 @@ from dense_peers import K, Search, systems
 from indexes import FlatIndex
 from indexes.dense.base import normalize
 
+DRAWN_FROM = 0.8  # recall
 COLUMNS = ("n x d", "recall@10 of", "queries", "system", "setting", "recall@10", "QPS", "time / first", "MB", "build s")
 
 
@@ -80,7 +82,10 @@ def over(search: Search, asked: Sequence[np.ndarray]) -> Callable[[], Any]:
     return lambda: [search(queries) for queries in asked]
 
 
-def measured(vectors: np.ndarray, queries: np.ndarray, learned_from: np.ndarray, args: Any) -> list[list[Any]]:
+def measured(
+    vectors: np.ndarray, queries: np.ndarray, learned_from: np.ndarray, args: Any
+) -> tuple[list[list[Any]], dict[str, list[tuple[float, float]]]]:
+    """The rows of one collection; and of each system (recall, queries per second in the batch) at each setting."""
     faiss.omp_set_num_threads(1)
     kth = FlatIndex().add(vectors).search(queries, K).scores[:, -1]
     all_systems = list(systems(vectors, learned_from, args.without, args.only))
@@ -93,6 +98,9 @@ def measured(vectors: np.ndarray, queries: np.ndarray, learned_from: np.ndarray,
             found = run(queries)
             first[system.name, setting] = time.perf_counter() - start
             recalls[system.name, setting] = recall(found, vectors, queries, kth)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for (name, setting), seconds in first.items():
+        curves.setdefault(name, []).append((recalls[name, setting], len(queries) / seconds))
     rows = []
     singles = [queries[i : i + 1] for i in range(min(len(queries), args.singles))]
     for target in args.targets:
@@ -114,32 +122,48 @@ def measured(vectors: np.ndarray, queries: np.ndarray, learned_from: np.ndarray,
                     round(count / statistics.median(mine)), round(ratio, 2), round(system.megabytes, 1),
                     system.build_seconds,
                 ])  # fmt: skip
-    return rows
+    return rows, curves
 
 
 def _shown(setting: Any) -> str:
     return "/".join(map(str, setting)) or "-" if isinstance(setting, tuple) else str(setting)
 
 
-def draw(path: Path, rows: Sequence[Sequence[Any]], target: float) -> None:
-    """Queries per second against the number of vectors, one query at a time, at one target: where a scan stops."""
+def grown(rows: Sequence[Sequence[Any]], target: float) -> dict[str, list[tuple[float, float]]]:
+    """Of each system the number of vectors and queries per second, one at a time, at one target: where a scan stops."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for size, reached, queries, name, _, _, speed, *_ in rows:
+        if queries == "one by one" and reached == target:
+            lines.setdefault(name, []).append((int(size.split(" ")[0].replace(",", "")), speed))
+    return lines
+
+
+def envelope(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both recall and speed."""
+    kept: list[tuple[float, float]] = []
+    for point in sorted(points, reverse=True):
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return kept
+
+
+def draw(path: Path, lines: dict[str, list[tuple[float, float]]], title: str, **axis: str) -> None:
+    """A picture of one line for each system: ours drawn through, peers dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 6))
-    lines: dict[str, list[tuple[int, int]]] = {}
-    for size, reached, queries, name, _, _, speed, *_ in rows:
-        if queries == "one by one" and reached == target:
-            lines.setdefault(name, []).append((int(size.split(" ")[0].replace(",", "")), speed))
+    figure, axes = pyplot.subplots(figsize=(9, 7))
     for name, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), "o-" if name[0].isupper() else "s--", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="vectors", ylabel="queries per second, one by one, one thread")
-    axes.set_title(f"recall@{K} of at least {target}")
+        ours = name.split(" ")[0].endswith("Index")
+        axes.plot(*zip(*sorted(points), strict=True), "o-" if ours else "s--", label=name, markersize=4)
+    axes.set(yscale="log", title=title, **axis)
+    axes.grid(True, alpha=0.3)
     axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -154,7 +178,7 @@ def main() -> None:
     made.add_argument("--batch", type=int, default=256, help="queries")
     made.add_argument("--singles", type=int, default=32, help="queries that are asked one by one")
     made.add_argument("--rounds", type=int, help="turns of each system (default: 7; 3 with --quick)")
-    made.add_argument("--plot", type=Path, metavar="FILE", help="a picture of speed against n, at the highest target")
+    made.add_argument("--plot", type=Path, metavar="FOLDER", help="pictures: recall_qps.png, growth.png")
     args = made.parse_args()
     if args.plot and find_spec("matplotlib") is None:
         made.error("--plot needs: pip install matplotlib")
@@ -170,18 +194,25 @@ def main() -> None:
     usual = [20_000] if args.quick else [20_000, 50_000, 100_000, 200_000]
     sizes = args.sizes or ([len(whole[0])] if whole else usual)
     rows: list[list[Any]] = []
+    curves: dict[str, list[tuple[float, float]]] = {}
     for n in sizes:
         vectors, queries = whole or clustered(n, 2 * args.batch, args.dimensions)
         asked, others = queries[: args.batch], queries[args.batch :]  # what codecs learn from is not measured
         if not len(others):
             made.error(f"--queries holds {len(queries)}; more than --batch, {args.batch}, are needed")
-        rows += measured(np.ascontiguousarray(vectors[:n]), np.ascontiguousarray(asked), others, args)
+        more, curves = measured(np.ascontiguousarray(vectors[:n]), np.ascontiguousarray(asked), others, args)
+        rows += more
     source = f"{args.vectors.name}" if args.vectors else "clustered vectors"
     options = faiss.get_compile_options().strip()
     notes = [f"{source}; one thread; {args.rounds} turns; faiss {faiss.__version__} ({options})."]
     finish(COLUMNS, rows, notes, args.json)
     if args.plot:
-        draw(args.plot, rows, max(args.targets))
+        lines = {name: envelope([p for p in points if p[0] >= DRAWN_FROM]) for name, points in curves.items()}
+        draw(args.plot / "recall_qps.png", {name: line for name, line in lines.items() if line},
+             f"{source}, {rows[-1][0]}; a batch, one thread", xlabel=f"recall@{K}", ylabel="queries per second")
+        target = max(args.targets)
+        draw(args.plot / "growth.png", grown(rows, target), f"recall@{K} of at least {target}, one by one, one thread",
+             xlabel="vectors", ylabel="queries per second", xscale="log")
 
 
 if __name__ == "__main__":
