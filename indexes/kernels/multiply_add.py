@@ -14,9 +14,12 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 
+from indexes.kernels.prefetch import prefetch_at
+
 intrinsic: Any = extending.intrinsic  # mypy would count the typing context among the arguments
 
 LANES = 16  # documents in a block: the 32-bit lanes of 512 bits
+AHEAD = 4096  # bytes: so far ahead of a single query memory is asked for, a line for each that it reads
 WORD, LONG = ir.IntType(32), ir.IntType(64)
 VECTOR, FLOATS = ir.VectorType(WORD, LANES), ir.VectorType(ir.FloatType(), LANES)
 SHORTS = ir.VectorType(ir.IntType(16), 2 * LANES)
@@ -31,8 +34,10 @@ def make_products(bits: int, count: int, way: str = FASTEST) -> Any:
     packed numbers of `bits` bits, 8 // bits to a byte, four bytes to a word. `queries` uint32 from `first` on, (count,
     width, 8 // bits): four signed bytes to a word, for the numbers in the lowest `bits` of the four bytes of a word of
     codes, then for the next. Both are one-dimensional. `sums` int32 (count * LANES,) is overwritten.
+    A single query waits for memory, and each sum for the one before: it asks ahead, and adds up every other word apart.
     """
     parts = 8 // bits
+    banks = 2 if count == 1 else 1
 
     @intrinsic
     def products(typing_context, words, at, width, queries, first, sums):
@@ -43,31 +48,43 @@ def make_products(bits: int, count: int, way: str = FASTEST) -> Any:
                 for kind, array, start in ((signature.args[0], words, at), (signature.args[3], queries, first))
             )
             out = context.make_array(signature.args[5])(context, builder, sums).data
+            zero = ir.Constant(VECTOR, [0] * LANES)
             totals = [
-                [cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0] * LANES)) for _ in range(parts)]
-                for _ in range(count)
+                [[cgutils.alloca_once_value(builder, zero) for _ in range(parts)] for _ in range(count)]
+                for _ in range(banks)
             ]
             masks = [_splat(builder, WORD((2**bits - 1) * 0x01010101 << bits * part)) for part in range(parts)]
             stride = builder.mul(width, LONG(parts))
-            with cgutils.for_range(builder, width) as loop:
-                place = builder.bitcast(builder.gep(words, [builder.mul(loop.index, LONG(LANES))]), VECTOR.as_pointer())
-                block = builder.load(place, align=4)
+
+            def add_word(word, bank):
+                place = builder.gep(words, [builder.mul(word, LONG(LANES))])
+                if count == 1:
+                    prefetch_at(builder, builder.gep(place, [LONG(AHEAD // 4)]))
+                block = builder.load(builder.bitcast(place, VECTOR.as_pointer()), align=4)
                 # numbers stay where they are in their byte, times a power of two, which the end takes away again
                 levels = [builder.and_(block, mask) for mask in masks] if parts > 1 else [block]
-                start = builder.mul(loop.index, LONG(parts))
+                start = builder.mul(word, LONG(parts))
                 for query in range(count):
                     row = builder.gep(queries, [builder.add(start, builder.mul(stride, LONG(query)))])
                     for part in range(parts):
                         four = _splat(builder, builder.load(builder.gep(row, [LONG(part)]), align=4))
-                        total = totals[query][part]
+                        total = totals[bank][query][part]
                         builder.store(_add(builder, builder.load(total), levels[part], four, way), total)
+
+            rounds = builder.udiv(width, LONG(banks))
+            with cgutils.for_range(builder, rounds) as loop:
+                for bank in range(banks):
+                    add_word(builder.add(builder.mul(loop.index, LONG(banks)), LONG(bank)), bank)
+            done = builder.mul(rounds, LONG(banks))
+            with cgutils.for_range(builder, builder.sub(width, done)) as loop:
+                add_word(builder.add(done, loop.index), 0)
             for query in range(count):
-                whole = builder.load(totals[query][0])
-                for part in range(1, parts):
-                    scaled = builder.ashr(
-                        builder.load(totals[query][part]), ir.Constant(VECTOR, [bits * part] * LANES)
-                    )
-                    whole = builder.add(whole, scaled)
+                whole = zero
+                for part in range(parts):
+                    total = builder.load(totals[0][query][part])
+                    for bank in range(1, banks):
+                        total = builder.add(total, builder.load(totals[bank][query][part]))
+                    whole = builder.add(whole, builder.ashr(total, ir.Constant(VECTOR, [bits * part] * LANES)))
                 place = builder.bitcast(builder.gep(out, [LONG(query * LANES)]), VECTOR.as_pointer())
                 builder.store(whole, place, align=4)
             return context.get_dummy_value()

@@ -16,15 +16,18 @@ def prefetch(typing_context, array, index):
 
     def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        pointer = ir.IntType(8).as_pointer()
-        word = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), pointer)
-        builder.call(function, [address, word(0), word(3), word(1)])  # for reading, into every level, data
+        prefetch_at(builder, builder.gep(data, [arguments[1]]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
+
+
+def prefetch_at(builder, place):
+    """In code that is being generated: prefetch the cache line at the pointer `place`."""
+    pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+    builder.call(function, [builder.bitcast(place, pointer), word(0), word(3), word(1)])  # to read, every level, data
 
 
 @njit(nogil=True, cache=True, inline="always")

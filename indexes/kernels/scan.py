@@ -14,13 +14,11 @@ from numba import njit
 
 from indexes.kernels.multiply_add import LANES, make_products, rate
 from indexes.kernels.popcount import popcount
-from indexes.kernels.prefetch import prefetch_range
 from indexes.kernels.topk import is_worse, push_one
 
 TILE = 1 << 17  # bytes of codes that all queries meet in turn
 BATCH = 256  # queries that meet the codes together: what is kept for each takes memory
 ROOM = 64  # entries kept beyond k, at least, until they are thinned out
-AHEAD = 4  # blocks: so far ahead memory is asked for when no other query hides the wait
 WIDE, WIDE_QUARTERS, WIDE_SIGNS = 8, 4, 2  # queries for each visit to a block: as many sums as there are registers
 
 one_8, wide_8 = make_products(8, 1), make_products(8, WIDE)
@@ -116,9 +114,6 @@ def collect(
             together = wide if query + wide <= nq else 1
             for place in range(start, stop):
                 block = blocks[place]
-                if together == 1:
-                    ahead = blocks[min(place + AHEAD, blocks.shape[0] - 1)] * W * LANES
-                    prefetch_range(flat, ahead, ahead + W * LANES)
                 multiply(flat, block * W * LANES, bits, width, asked, query * stride, together, sums)
                 for i in range(together):
                     q = query + i
