@@ -42,7 +42,7 @@ class IVFIndex(CodedIndex):
     `balance`: None lets each vector go to its nearest list. A number of at least 1: no list holds more than so many
     times the mean (but 64 if that is more), overfull ones give their farthest members to the next lists with room; it
     bounds what crowds and duplicates cost, and finds a little less where there are none.
-    `nprobe`: lists visited, also a parameter of `search`; None chooses an eighth of nlist, at least 8. `nprobe` = nlist
+    `nprobe`: lists visited, also a parameter of `search`; None chooses an eighth of nlist, at least 64. `nprobe` = nlist
     finds the very best, up to what codes lose; where codes are not scored again and not scanned by integer products
     (Float32, Float16, PQ), lists whose radius shows that they hold nothing better are not looked at.
     `epsilon`: visit only lists whose centroid is at most 1 + epsilon times as far from the query as the nearest one,
@@ -112,7 +112,7 @@ class IVFIndex(CodedIndex):
 
     def _probes(self, nprobe: int | None) -> int:
         nlist = len(self._fitted())
-        return min(nlist, nprobe if nprobe is not None else max(8, nlist // 8))
+        return min(nlist, nprobe if nprobe is not None else max(64, nlist // 8))
 
     def _fitted(self) -> Centroids:
         if self._centroids is None:
