@@ -112,6 +112,7 @@ TRAINED: dict[str, tuple[bool, Callable[[int, int], Method]]] = {  # whether it 
     "bpr, label-free": (False, lambda size, seed: BPR(bytes=size, seed=seed)),
     "bpr": (True, lambda size, seed: BPR(bytes=size, seed=seed)),
     "distill-vq": (False, lambda size, seed: DistillVQ(bytes=size, seed=seed)),
+    "distill-vq, labels": (True, lambda size, seed: DistillVQ(bytes=size, seed=seed)),
     "distill-vq, additive": (False, lambda size, seed: DistillVQ(
         bytes=size, codebooks="additive", lr=0.005, recode=False, seed=seed)),
     "jpq": (True, lambda size, seed: JPQ(bytes=size, seed=seed)),
@@ -197,11 +198,26 @@ def table(units: Sequence[Unit], args: Any) -> list[list[Any]]:
             mine = np.concatenate([np.mean(found[way, name, size, part], axis=0) for part in parts])
             base = np.concatenate([np.mean(found[way, "opq", size, part], axis=0) for part in parts])
             p = None if name == "opq" else paired_t_test(mine, base)
+        low, high = interval([(np.mean(found[way, name, size, part], axis=0), np.array(exact[part])) for part in parts])
+        spread = max(float(np.ptp(np.mean(found[way, name, size, part], axis=1))) for part in parts)
         seconds, codebook = np.median(np.array(spent[way, name, size]), axis=0)
         labels = "labels" if name in TRAINED and TRAINED[name][0] else "-"
-        rows.append([way, size, name, labels, *(means.get(part) for part in names), float(np.mean(shares)),
-                     min(shares), p, round(float(codebook), 1), round(float(seconds))])  # fmt: skip
+        rows.append([way, size, name, labels, *(means.get(part) for part in names), float(np.mean(shares)), low, high,
+                     min(shares), spread, p, round(float(codebook), 1), round(float(seconds))])  # fmt: skip
     return sorted(rows, key=lambda row: (row[0], -row[1]))
+
+
+def interval(pairs: Sequence[tuple[np.ndarray, np.ndarray]], draws: int = 2000) -> tuple[float, float]:
+    """The 95% bootstrap interval, over queries, of the mean share. `pairs`: values of each query, and those of float32.
+
+    A draw takes as many queries of each collection as it has, with replacement, the same ones for both.
+    """
+    rng, shares = np.random.default_rng(0), np.zeros(draws)
+    for mine, exact in pairs:
+        taken = rng.integers(0, len(mine), (draws, len(mine)))
+        shares += mine[taken].mean(axis=1) / exact[taken].mean(axis=1) / len(pairs)
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float(low), float(high)
 
 
 # -- collections -------------------------------------------------------------------------------------------------------
@@ -324,10 +340,11 @@ def main() -> None:
     rows = table([*([] if args.only_joined else units), *together], args)
     names = [unit.name for unit in units]
     columns = ["indexed", "bytes", "method", "trained with", *(f"{name} {MEASURE}" for name in names), "mean share",
-               "least share", "p against opq", "codebook", "seconds"]  # fmt: skip
+               "95% from", "to", "least share", "seeds differ", "p against opq", "codebook", "seconds"]  # fmt: skip
     notes = [
         f"{'LSA' if args.quick else Path(args.model).name}, {d} dimensions; queries stay float32; seeds: {args.seeds}.",
-        "mean share: of float32, over the collections of the row, each indexed as the first column says.",
+        "mean share: of float32, over the collections of the row, each indexed as the first column says; from, to: its",
+        "bootstrap interval over queries. seeds differ: how far nDCG@10 of seeds differs, on a collection at most.",
         "p: paired t-test over all queries, not corrected. codebook: bytes of what is learned, per document.",
     ]
     if args.plot:
