@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from indexes.base import Hits, Index, load
     from indexes.binary.hamming import HammingIndex
+    from indexes.binary.ivf import BinaryIVFIndex
     from indexes.binary.multi_index import MultiIndexHashing
     from indexes.binary.recurrent import RecurrentBinaryIndex
     from indexes.binary.two_stage import TwoStageIndex
     from indexes.dense.flat import FlatIndex
     from indexes.dense.graph import GraphIndex
     from indexes.dense.hnsw import HNSWIndex
+    from indexes.dense.hnsw_libraries import HnswlibIndex, UsearchIndex
     from indexes.dense.ivf import IVFIndex
     from indexes.dense.ivfpq import IVFPQIndex
     from indexes.dense.scan import ScanIndex
+    from indexes.dense.svs import SVSIndex
     from indexes.dense.tenants import TenantIndex
     from indexes.groups import search_groups
     from indexes.recommending import recommend
@@ -36,11 +39,15 @@ _HOME = {
     "Index": "indexes.base",
     "load": "indexes.base",
     "HammingIndex": "indexes.binary.hamming",
+    "BinaryIVFIndex": "indexes.binary.ivf",
     "MultiIndexHashing": "indexes.binary.multi_index",
     "RecurrentBinaryIndex": "indexes.binary.recurrent",
     "TwoStageIndex": "indexes.binary.two_stage",
     "FlatIndex": "indexes.dense.flat",
     "HNSWIndex": "indexes.dense.hnsw",
+    "HnswlibIndex": "indexes.dense.hnsw_libraries",
+    "UsearchIndex": "indexes.dense.hnsw_libraries",
+    "SVSIndex": "indexes.dense.svs",
     "IVFPQIndex": "indexes.dense.ivfpq",
     "IVFIndex": "indexes.dense.ivf",
     "GraphIndex": "indexes.dense.graph",
@@ -58,10 +65,10 @@ _HOME = {
     "tune": "indexes.tuning",
 }
 __all__ = [
-    "BM25", "TFIDF", "BlockMaxIndex", "EagerIndex", "FlatIndex", "GraphIndex", "HNSWIndex", "HammingIndex", "Hits",
-    "IVFIndex", "IVFPQIndex", "Index", "MultiIndexHashing", "RecurrentBinaryIndex", "ScanIndex", "SeismicIndex",
-    "Statistics", "TenantIndex", "Tuned", "TwoStageIndex", "build_on_disk", "load", "recommend", "search_groups",
-    "tune",
+    "BM25", "TFIDF", "BinaryIVFIndex", "BlockMaxIndex", "EagerIndex", "FlatIndex", "GraphIndex", "HNSWIndex",
+    "HammingIndex", "Hits", "HnswlibIndex", "IVFIndex", "IVFPQIndex", "Index", "MultiIndexHashing",
+    "RecurrentBinaryIndex", "SVSIndex", "ScanIndex", "SeismicIndex", "Statistics", "TenantIndex", "Tuned",
+    "TwoStageIndex", "UsearchIndex", "build_on_disk", "load", "recommend", "search_groups", "tune",
 ]  # fmt: skip
 
 

@@ -25,6 +25,9 @@ from indexes.errors import CorruptIndex, InvalidAllow, InvalidIds, InvalidParame
 KINDS = {
     "flat": "indexes.dense.flat:FlatIndex",
     "hnsw": "indexes.dense.hnsw:HNSWIndex",
+    "hnswlib": "indexes.dense.hnsw_libraries:HnswlibIndex",
+    "usearch": "indexes.dense.hnsw_libraries:UsearchIndex",
+    "svs": "indexes.dense.svs:SVSIndex",
     "ivfpq": "indexes.dense.ivfpq:IVFPQIndex",
     "ivf": "indexes.dense.ivf:IVFIndex",
     "graph": "indexes.dense.graph:GraphIndex",
@@ -35,6 +38,7 @@ KINDS = {
     "seismic": "indexes.sparse.seismic:SeismicIndex",
     "hamming": "indexes.binary.hamming:HammingIndex",
     "multi-index-hashing": "indexes.binary.multi_index:MultiIndexHashing",
+    "binary-ivf": "indexes.binary.ivf:BinaryIVFIndex",
     "two-stage": "indexes.binary.two_stage:TwoStageIndex",
     "recurrent-binary": "indexes.binary.recurrent:RecurrentBinaryIndex",
 }

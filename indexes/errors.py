@@ -27,6 +27,10 @@ class NotFitted(RuntimeError):
     """An index that must learn (centroids, a rotation) was used before `fit`."""
 
 
+class MissingLibrary(ImportError):
+    """An index that another library builds is used where that library is not installed; the message says how to."""
+
+
 class IndexFileError(ValueError):
     """A saved index that cannot be used; the message says which file and what is wrong with it."""
 

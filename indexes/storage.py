@@ -28,7 +28,7 @@ FORMAT = 1
 HEADER = "index.json"
 
 # the names that `save` gives: data files, and files still being written
-OURS = re.compile(r"[^.].*-[0-9a-f]{12}\.(npy|faiss)|\..+\.[0-9]+\.tmp")
+OURS = re.compile(r"[^.].*-[0-9a-f]{12}\.(npy|faiss|hnswlib|usearch|svs)|\..+\.[0-9]+\.tmp")
 
 
 def save(
@@ -225,7 +225,7 @@ def _remove_leftovers(folder: Path, keep: set[str]) -> None:
 def _versions() -> dict[str, str]:
     """Of Python and of the libraries on which the content of a file may depend, those that are installed."""
     found = {"python": platform.python_version()}
-    for package in ("numpy", "scipy", "numba", "faiss-cpu", "PyStemmer", "regex"):
+    for package in ("numpy", "scipy", "numba", "faiss-cpu", "hnswlib", "usearch", "scalable-vs", "PyStemmer", "regex"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

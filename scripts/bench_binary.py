@@ -1,12 +1,15 @@
-"""Binary codes beside their peers: Hamming scans, radius search, two-stage search and recurrent codes.
+"""Binary codes beside their peers: Hamming scans, radius search, inverted lists, two-stage search, recurrent codes.
 
     python scripts/bench_binary.py            # 100,000 and 1,000,000 codes of 256 and 768 bits
+    python scripts/bench_binary.py --only lists --plot recall.png
     python scripts/bench_binary.py --quick
 
-Peers: faiss's IndexBinaryFlat, IndexBinaryMultiHash and IndexBinaryHash, and for codes of float vectors the same codes
-decoded to float32, in registers (a numba kernel, below) or by blocks with a product of BLAS. Ours and peer take turns;
-times are medians, and so is the ratio, of the turns: above 1, ours is faster. `same` is whether both gave the same
-answers (distances, scores, or the number within the radius), or the recall@10 of ours where it is a number.
+Peers: faiss's IndexBinaryFlat, IndexBinaryMultiHash, IndexBinaryHash and IndexBinaryIVF, and for codes of float vectors
+the same codes decoded to float32, in registers (a numba kernel, below) or by blocks with a product of BLAS. Ours and
+peer take turns; times are medians, and so is the ratio, of the turns: above 1, ours is faster. `same` is whether both
+gave the same answers (distances, scores, or the number within the radius), or the recall@10 of ours where it is a
+number. Inverted lists, as many and learned from the same codes, race where the fewest of them that are visited reach a
+recall@10; codes as near as the 10th nearest count as found.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # by faiss: else its thread
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -26,12 +31,22 @@ import numpy as np
 from common import finish, parser
 from numba import njit
 
-from indexes import FlatIndex, HammingIndex, MultiIndexHashing, RecurrentBinaryIndex, TwoStageIndex
+from indexes import (
+    BinaryIVFIndex,
+    FlatIndex,
+    HammingIndex,
+    MultiIndexHashing,
+    RecurrentBinaryIndex,
+    TwoStageIndex,
+)
 from indexes.binary.recurrent import recurrent_codes
 
 COLUMNS = ("task", "data", "ours", "peer", "threads", "ours us/query", "peer us/query", "peer / ours", "same")
 BATCH = 64
+TARGETS = (0.8, 0.9, 0.95, 0.99)  # of recall, by lists
+PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 Row = list[Any]
+Curve = list[tuple[float, float]]  # recall, queries per second
 
 
 def clustered_codes(n: int, nq: int, nbytes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -155,6 +170,97 @@ def radius_searches(n: int, nbytes: int, rounds: int) -> list[Row]:
     return rows
 
 
+def lists(n: int, nbytes: int, rounds: int) -> tuple[list[Row], dict[str, Curve]]:
+    """BinaryIVFIndex against IndexBinaryIVF, and the curve of each: recall and queries per second of a batch."""
+    bits, nlist = nbytes * 8, int(4 * n**0.5)
+    codes, queries = signs_of_groups(n, 1000, bits)
+    sample = codes[: 64 * nlist]
+    faiss.omp_set_num_threads(1)
+    ours = BinaryIVFIndex(nlist=nlist).fit(sample).add(codes)
+    quantizer = faiss.IndexBinaryFlat(bits)
+    peer = faiss.IndexBinaryIVF(quantizer, bits, nlist)
+    peer.train(sample)
+    peer.add(codes)
+    kth = -HammingIndex().add(codes).search(queries, 10).scores[:, -1:]
+
+    def run_ours(some: np.ndarray, nprobe: int) -> Any:
+        return ours.search(some, 10, threads=1, nprobe=nprobe)
+
+    def run_peer(some: np.ndarray, nprobe: int) -> Any:
+        peer.nprobe = nprobe
+        return peer.search(some, 10)
+
+    found: dict[int, tuple[float, float]] = {}
+    speeds: dict[int, tuple[float, float]] = {}
+    for nprobe in (probes for probes in PROBES if probes <= nlist):
+        near, labels = run_peer(queries, nprobe)
+        found[nprobe] = (
+            float((-run_ours(queries, nprobe).scores <= kth).mean()), float(((near <= kth) & (labels >= 0)).mean()),
+        )  # fmt: skip
+        times = race(
+            lambda p=nprobe: run_ours(queries, p), lambda p=nprobe: run_peer(queries, p), len(queries), min(rounds, 5)
+        )
+        speeds[nprobe] = 1e6 / times[0], 1e6 / times[1]
+        if min(found[nprobe]) > max(TARGETS):
+            break
+    rows = []
+    pairs = []
+    for target in TARGETS:
+        first = [next((p for p, both in found.items() if both[side] >= target), 0) for side in (0, 1)]
+        pairs += [(first[0], first[1])] if all(first) else []
+    for a, b in pairs:
+        for batched in (False, True):
+            few = queries if batched else queries[:100]
+            pair: list[Callable[[np.ndarray], Any]] = [
+                lambda some, a=a: run_ours(some, a), lambda some, b=b: run_peer(some, b),
+            ]  # fmt: skip
+            timed = [(lambda f=f: f(queries)) if batched else one_by_one(f, few) for f in pair]
+            times = race(timed[0], timed[1], len(few), rounds)
+            what = f"{a} and {b} of {nlist} lists, {f'batch of {len(few)}' if batched else 'one query'}"
+            what += f", peer's recall {found[b][1]:.3f}"
+            rows.append(
+                [what, f"{n:,} x {bits}", "BinaryIVFIndex", "IndexBinaryIVF", 1, *times, round(found[a][0], 3)]
+            )
+    curves = {
+        f"{name}, {bits} bits": [(found[p][side], speeds[p][side]) for p in found]
+        for side, name in enumerate(("BinaryIVFIndex", "IndexBinaryIVF"))
+    }
+    return rows, curves
+
+
+def signs_of_groups(n: int, nq: int, bits: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Signs of float vectors around n / 100 centres, as codes, and of queries around the same."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((max(1, n // 100), bits), dtype=np.float32)
+
+    def draw(count: int) -> np.ndarray:
+        sizes = [min(20_000, count - start) for start in range(0, count, 20_000)]
+        return np.concatenate([
+            np.packbits(
+                centres[rng.integers(0, len(centres), size)] + rng.standard_normal((size, bits), np.float32) > 0, axis=1
+            )
+            for size in sizes
+        ])  # fmt: skip
+
+    return draw(n), draw(nq)
+
+
+def draw(path: Path, curves: dict[str, Curve]) -> None:
+    """Queries per second of a batch against recall."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 6))
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), "o-" if name.startswith("Binary") else "s--", label=name)
+    axes.set(yscale="log", xlabel="recall@10", ylabel="queries per second, a batch, one thread")
+    axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
 def two_stages(n: int, d: int, rounds: int) -> list[Row]:
     """TwoStageIndex against scoring all its codes as floats, and against all vectors as floats."""
     vectors, queries = clustered_vectors(n, 16, d)
@@ -266,24 +372,43 @@ def recurrent(n: int, d: int, levels: int, rounds: int) -> list[Row]:
     return rows
 
 
+PARTS = ("scans", "radius", "lists", "two-stages", "recurrent")
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, help="turns of each pair (default: 15; 5 with --quick)")
+    arguments.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    arguments.add_argument("--plot", type=Path, metavar="FILE", help="a picture of speed against recall, of the lists")
     options = arguments.parse_args()
+    if options.plot and find_spec("matplotlib") is None:
+        arguments.error("--plot needs: pip install matplotlib")
+    if options.plot and "lists" not in options.only:
+        arguments.error("--plot shows the lists; --only leaves them out")
     rounds = options.rounds or (5 if options.quick else 15)
     rows: list[Row] = []
-    sizes = ((20_000, 32), (20_000, 96)) if options.quick else (
-        (100_000, 32), (100_000, 96), (1_000_000, 32), (1_000_000, 96))  # fmt: skip
-    for n, nbytes in sizes:
+    curves: dict[str, Curve] = {}
+
+    def sizes(part: str, quick: Sequence[tuple[int, int]], usual: Sequence[tuple[int, int]]) -> Sequence[Any]:
+        return () if part not in options.only else quick if options.quick else usual
+
+    large = ((100_000, 32), (100_000, 96), (1_000_000, 32), (1_000_000, 96))
+    for n, nbytes in sizes("scans", ((20_000, 32), (20_000, 96)), large):
         rows += scans(n, nbytes, rounds)
-    for n, nbytes in ((50_000, 16),) if options.quick else ((1_000_000, 8), (1_000_000, 16), (1_000_000, 32)):
+    for n, nbytes in sizes("radius", ((50_000, 16),), ((1_000_000, 8), (1_000_000, 16), (1_000_000, 32))):
         rows += radius_searches(n, nbytes, rounds)
-    n, d = (10_000, 768) if options.quick else (100_000, 768)
-    rows += two_stages(n, d, rounds)
-    for levels in (2, 4):
-        rows += recurrent(n, d, levels, rounds)
+    for n, nbytes in sizes("lists", ((20_000, 16),), ((200_000, 8), (200_000, 16), (200_000, 32), (200_000, 64))):
+        more, curve = lists(n, nbytes, rounds)
+        rows, curves = rows + more, curves | curve
+    for n, d in sizes("two-stages", ((10_000, 768),), ((100_000, 768),)):
+        rows += two_stages(n, d, rounds)
+    for n, d in sizes("recurrent", ((10_000, 768),), ((100_000, 768),)):
+        for levels in (2, 4):
+            rows += recurrent(n, d, levels, rounds)
     notes = [f"{rounds} alternating turns a pair; faiss {faiss.__version__} ({faiss.get_compile_options().strip()})."]
     finish(COLUMNS, rows, notes, options.json)
+    if options.plot:
+        draw(options.plot, curves)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 
 filters: rows are allowed at random, or where they point the same way ("one side": far from most queries). Each system
 runs one query at a time at the fastest setting of its ladder that reaches the target of recall@10, or at its safest.
-Peers (faiss's graph and inverted lists with a bitmap, hnswlib with its callback) get their filters ready-made.
+Peers (faiss's graph and inverted lists with a bitmap, hnswlib with its callback) get their filters ready-made;
+HnswlibIndex is the same graph of hnswlib with our filters.
 tenants: their sizes fall as 1 / rank, a tenth of the vectors is seen by several. Each query comes from a tenant, large
 ones asking more often. `insert` is one vector for one tenant, `revoke` takes one away from it.
 batches: 1,000 queries, with few filters or one each, which are ranges of a column.
@@ -33,7 +34,17 @@ import numpy as np
 from bench_dense import clustered, race
 from common import finish, parser
 
-from indexes import FlatIndex, GraphIndex, HNSWIndex, Index, IVFIndex, ScanIndex, TenantIndex, search_groups
+from indexes import (
+    FlatIndex,
+    GraphIndex,
+    HNSWIndex,
+    HnswlibIndex,
+    Index,
+    IVFIndex,
+    ScanIndex,
+    TenantIndex,
+    search_groups,
+)
 
 K = 10
 BEAMS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -85,8 +96,8 @@ def of_hnswlib(vectors: np.ndarray) -> System:
     import hnswlib
 
     index = hnswlib.Index("ip", vectors.shape[1])
-    index.init_index(len(vectors), ef_construction=200, M=32)
-    index.add_items(vectors, num_threads=1)
+    index.init_index(len(vectors), ef_construction=200, M=16)
+    index.add_items(vectors, num_threads=2)
 
     def under(ef: int, allow: np.ndarray) -> Filtered:
         listed = allow.tolist()
@@ -132,6 +143,7 @@ def systems(vectors: np.ndarray, without: Sequence[str]) -> Iterator[System]:
     makers["faiss IVF,Flat"] = lambda: of_faiss(
         "faiss IVF,Flat", faiss.index_factory(d, f"IVF{nlist},Flat", product), vectors, probes)  # fmt: skip
     if find_spec("hnswlib"):
+        makers["HnswlibIndex (hnsw)"] = lambda: ours(HnswlibIndex(M=16), vectors)
         makers["hnswlib (hnsw)"] = lambda: of_hnswlib(vectors)
     for name, make in makers.items():
         if not any(word.lower() in name.lower() for word in without):

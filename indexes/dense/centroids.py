@@ -7,6 +7,7 @@ import numpy as np
 from indexes.base import in_chunks
 from indexes.clustering import nearest_centroids
 from indexes.codecs import SQ
+from indexes.errors import InvalidParameter, InvalidVectors
 
 ROUNDING = 1e-5  # of a score, as a share of what its summands may be
 
@@ -25,6 +26,14 @@ class Centroids:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def check(self, metric: str, d: int, nlist: int | None) -> None:
+        """Whether an index with such parameters can have these lists. Raises `InvalidParameter`, `InvalidVectors`."""
+        if metric != self.metric or nlist not in (None, len(self)):
+            seen = f"{len(self)} by {self.metric!r}"
+            raise InvalidParameter(f"centroids are {seen}; the index has metric={metric!r}, nlist={nlist}")
+        if self.vectors.shape[1] != d:
+            raise InvalidVectors(f"centroids have {self.vectors.shape[1]} dimensions; the vectors have {d}")
 
     def nearest(self, queries: np.ndarray, nprobe: int, epsilon: float | None, threads: int) -> np.ndarray:
         """The lists to visit, int64 (nq, nprobe), nearest first; -1 for those left out by `epsilon`."""
@@ -61,6 +70,11 @@ class Centroids:
             else:
                 bounds[q] = chosen @ query + length * reach + ROUNDING * length * longest
         return bounds
+
+
+def usual_probes(nlist: int) -> int:
+    """How many of `nlist` lists are visited where nothing else is said."""
+    return min(nlist, max(64, nlist // 8))
 
 
 def shifts_of(sample: np.ndarray, centroids: np.ndarray, metric: str) -> np.ndarray:

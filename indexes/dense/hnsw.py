@@ -9,6 +9,7 @@ import numpy as np
 
 from indexes.dense.faiss_base import FaissIndex, faiss_metric
 from indexes.dense.flat import FEW, QUERY_BATCH, similarities
+from indexes.dense.store import as_numbers
 from indexes.errors import InvalidParameter
 
 if TYPE_CHECKING:
@@ -102,26 +103,9 @@ class HNSWIndex(FaissIndex):
     def _scan(
         self, queries: np.ndarray, k: int, rows: np.ndarray | None, threads: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Exact answers over the given rows. Stored vectors and queries are normalised already for cosine."""
-        from indexes.kernels import exact, topk
-
-        stored, slots = self._stored(), self._slots if rows is None else self._slots[rows]
-        ids = self._ids if rows is None else self._ids[rows]
-        metric = "ip" if self.metric == "cosine" else self.metric
-        heap_scores, heap_ids = topk.empty_heaps(len(queries), k)
-        for start in range(0, len(queries), QUERY_BATCH):
-            batch = slice(start, start + QUERY_BATCH)
-            asked = queries[batch]
-            for first in range(0, len(slots), SCANNED):
-                some = slots[first : first + SCANNED]
-                if len(asked) <= FEW:  # not worth a copy of the vectors: a third of the time
-                    scores = np.empty((len(asked), len(some)), np.float32)
-                    exact.chosen(stored, asked, np.tile(some, (len(asked), 1)), metric == "l2", scores)
-                else:
-                    scores = similarities(asked, stored[some], metric, threads)
-                topk.push_rows(scores, ids[first : first + SCANNED], heap_scores[batch], heap_ids[batch])
-        topk.sort_heaps(heap_scores, heap_ids)
-        return heap_scores, heap_ids
+        """Exact answers over the given rows."""
+        slots, ids = (self._slots, self._ids) if rows is None else (self._slots[rows], self._ids[rows])
+        return scan(self._stored(), slots, ids, queries, k, self.metric, threads)
 
     def _remove(self, keep: np.ndarray) -> None:
         super()._remove(keep)
@@ -131,3 +115,30 @@ class HNSWIndex(FaissIndex):
             self._faiss, self._slots = None, np.empty(0, np.int64)
             if len(vectors):
                 self._add(vectors, self._ids[keep])
+
+
+def scan(
+    stored: np.ndarray, slots: np.ndarray, ids: np.ndarray, queries: np.ndarray, k: int, metric: str, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact scores and ids (nq, k), ranked, of the vectors at `slots` of `stored`, whose ids are `ids`.
+
+    `stored` float32 or float16 (any, d). Stored vectors and queries are normalised already for cosine.
+    """
+    from indexes.kernels import exact, topk
+
+    numbers = as_numbers(stored)
+    metric = "ip" if metric == "cosine" else metric
+    heap_scores, heap_ids = topk.empty_heaps(len(queries), k)
+    for start in range(0, len(queries), QUERY_BATCH):
+        batch = slice(start, start + QUERY_BATCH)
+        asked = queries[batch]
+        for first in range(0, len(slots), SCANNED):
+            some = slots[first : first + SCANNED]
+            if len(asked) <= FEW:  # not worth a copy of the vectors: a third of the time
+                scores = np.empty((len(asked), len(some)), np.float32)
+                exact.chosen(numbers, asked, np.tile(some, (len(asked), 1)), metric == "l2", scores)
+            else:
+                scores = similarities(asked, stored[some], metric, threads)
+            topk.push_rows(scores, ids[first : first + SCANNED], heap_scores[batch], heap_ids[batch])
+    topk.sort_heaps(heap_scores, heap_ids)
+    return heap_scores, heap_ids

@@ -15,7 +15,7 @@ from indexes.binary.base import id_order
 from indexes.clustering import k_means, nearest_centroids, spread
 from indexes.codecs import SQ, Codec, Float32
 from indexes.codecs.base import unfitted
-from indexes.dense.centroids import Centroids, places_in, shifts_of
+from indexes.dense.centroids import Centroids, places_in, shifts_of, usual_probes
 from indexes.dense.coded import CodedIndex
 from indexes.dense.codes import Codes, PlainCodes, codes_for
 from indexes.dense.store import as_numbers, ask_disk
@@ -42,7 +42,7 @@ class IVFIndex(CodedIndex):
     `balance`: None lets each vector go to its nearest list. A number of at least 1: no list holds more than so many
     times the mean (but 64 if that is more), overfull ones give their farthest members to the next lists with room; it
     bounds what crowds and duplicates cost, and finds a little less where there are none.
-    `nprobe`: lists visited, also a parameter of `search`; None chooses an eighth of nlist, at least 64. `nprobe` = nlist
+    `nprobe`: lists visited, also a parameter of `search`; None is an eighth of nlist, at least 64. `nprobe` = nlist
     finds the very best, up to what codes lose; where codes are not scored again and not scanned by integer products
     (Float32, Float16, PQ), lists whose radius shows that they hold nothing better are not looked at.
     `epsilon`: visit only lists whose centroid is at most 1 + epsilon times as far from the query as the nearest one,
@@ -93,6 +93,7 @@ class IVFIndex(CodedIndex):
         self.nlist, self.balance, self.seed = nlist, balance, seed
         self.nprobe, self.epsilon, self.candidates = nprobe, epsilon, candidates
         self._centroids: Centroids | None = None
+        self._given = False  # whether training made the centroids
         self._lists = np.empty(0, np.int64)  # of each row
         self._codes: Codes | None = None  # list by list, of the rows that were in their lists already
         self._fresh: list[np.ndarray] = []  # codes of the rows after these
@@ -112,7 +113,7 @@ class IVFIndex(CodedIndex):
 
     def _probes(self, nprobe: int | None) -> int:
         nlist = len(self._fitted())
-        return min(nlist, nprobe if nprobe is not None else max(64, nlist // 8))
+        return usual_probes(nlist) if nprobe is None else min(nlist, nprobe)
 
     def _fitted(self) -> Centroids:
         if self._centroids is None:
@@ -121,9 +122,10 @@ class IVFIndex(CodedIndex):
 
     # -- learning, adding, removing ------------------------------------------------------------------------------------
 
-    def fit(self, vectors: Any, queries: Any = None) -> IVFIndex:
+    def fit(self, vectors: Any, queries: Any = None, *, centroids: Centroids | None = None) -> IVFIndex:
         """Learn centroids and codes from a sample (n, d); `queries` (nq, d) are for `LeanVec`. The index must be empty.
 
+        `centroids`: those that training made. They stay: k-means is left out, also when the index is `emptied`.
         Raises `InvalidParameter` (also where the sample is smaller than nlist), `InvalidVectors`.
         """
         if len(self):
@@ -131,18 +133,30 @@ class IVFIndex(CodedIndex):
         self.d = None
         sample = self._check_vectors(vectors)
         n = len(sample)
-        if n < (self.nlist or 1):
+        given = self._centroids if centroids is None and self._given else centroids
+        if given is not None:
+            given.check(self.metric, sample.shape[1], self.nlist)
+        elif n < (self.nlist or 1):
             raise InvalidParameter(f"fit got {n} vectors; nlist = {self.nlist} needs as many, best 40 times as many")
         nlist = self.nlist or max(1, min(int(4 * math.sqrt(n)), n // 24, 65_536))
-        if not self.trained:
+        if not self.codec.trained:
             self.codec.fit(sample, None if queries is None else self._check_vectors(queries))
         elif self.codec.d != sample.shape[1]:
             raise InvalidVectors(f"vectors have {sample.shape[1]} dimensions; {self.codec!r} is for {self.codec.d}")
-        centroids = k_means(sample, nlist, seed=self.seed, iterations=ROUNDS)
-        self._centroids = Centroids(centroids, shifts_of(sample, centroids, self.metric), self.metric)
+        if given is None:
+            means = k_means(sample, nlist, seed=self.seed, iterations=ROUNDS)
+            self._centroids = Centroids(means, shifts_of(sample, means, self.metric), self.metric)
+        else:
+            self._centroids, self._given, self.trained = given, True, True
         self.d = sample.shape[1]
         logger.info("IVF fitted on %d vectors: %s", n, self._chosen())
         return self
+
+    def emptied(self) -> IVFIndex:
+        made = super().emptied()
+        if self._given:
+            made._centroids, made._given, made.trained, made.d = self._centroids, True, True, self.d
+        return made
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
         centroids = self._fitted()
@@ -326,10 +340,12 @@ class IVFIndex(CodedIndex):
             layout = self._arranged()
             arrays |= layout.codes.arrays() | {"lists": self._lists.astype(np.int32)}
             arrays |= {"centroids": self._centroids.vectors, "shifts": self._centroids.shifts}
-        return state, arrays, {}
+        return state | {"given": self._given}, arrays, {}
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], foreign: dict[str, Path]) -> None:
         self._restore_codec(state, arrays, first=True)
+        self._given = bool(state.get("given", False))  # which files of earlier versions do not say
+        self.trained = self.trained or self._given
         if self.d is not None:
             centroids, shifts, lists = arrays["centroids"], arrays["shifts"], arrays["lists"]
             nlist = len(centroids)

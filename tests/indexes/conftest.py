@@ -26,6 +26,8 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
+    if request.param.needs is not None:
+        pytest.importorskip(request.param.needs)
     return request.param
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ from scipy import sparse
 
 from indexes import BM25, TFIDF, BlockMaxIndex, EagerIndex, FlatIndex, HNSWIndex, Index, IVFPQIndex, SeismicIndex
 from indexes.binary.hamming import HammingIndex
+from indexes.binary.ivf import BinaryIVFIndex
 from indexes.binary.multi_index import MultiIndexHashing
 from indexes.binary.recurrent import RecurrentBinaryIndex
 from indexes.binary.two_stage import TwoStageIndex
 from indexes.codecs import LVQ, PCA, SQ, Chain, Codec, Float32, RaBitQ
 from indexes.dense.graph import GraphIndex
+from indexes.dense.hnsw_libraries import HnswlibIndex, UsearchIndex
 from indexes.dense.ivf import IVFIndex
 from indexes.dense.scan import ScanIndex
+from indexes.dense.svs import SVSIndex
 from indexes.dense.tenants import TenantIndex
 from indexes.sparse.weighting import METHODS
 
@@ -33,6 +37,7 @@ class Case:
     sparse: bool = False
     binary: bool = False
     exact: bool = True  # whether it returns the very best, also among equals
+    needs: str | None = None  # a library that is not installed everywhere
 
     def vectors(self, n: int, seed: int = 0) -> Any:
         """n vectors whose scores are exact in float32: entries +-1 of D dense ones, small counts of V terms.
@@ -81,6 +86,11 @@ def fitted_ivf(**parameters: Any) -> Index:
     return IVFIndex(nlist=3, **parameters).fit(np.random.default_rng(1).normal(size=(64, D)))
 
 
+def fitted_binary_ivf(nlist: int) -> Index:
+    # of so few lists, all are visited
+    return BinaryIVFIndex(nlist=nlist).fit(np.random.default_rng(1).integers(0, 256, (64, BYTES), np.uint8))
+
+
 def fitted_graph(codec: Codec, **parameters: Any) -> Index:
     return GraphIndex(codec=codec, **parameters).fit(np.random.default_rng(1).normal(size=(64, D)))
 
@@ -93,7 +103,7 @@ CASES = [
     *(Case(f"scan-{m}-{r}", lambda m=m, r=r: ScanIndex(codec=Float32(), metric=m, rerank=r))
       for m in ("ip", "cosine", "l2") for r in (None, "float16", "float32")),
     *(Case(f"scan-{c.kind}-{m}", lambda m=m, c=c, r=r: fitted_scan(c, metric=m, rerank=r), exact=False)
-      for m in ("ip", "cosine", "l2") for c, r in ((SQ(bits=4), "float32"), (LVQ(), "float16"), (RaBitQ(), None))),
+      for m in ("ip", "cosine", "l2") for c, r in ((SQ(bits=4), "float32"), (LVQ(), "lvq8"), (RaBitQ(), None))),
     Case("eager", EagerIndex, sparse=True),
     *(Case(f"eager-{m}", lambda m=m: EagerIndex(weighting=BM25(method=m)), sparse=True) for m in METHODS),
     Case("eager-tfidf", lambda: EagerIndex(weighting=TFIDF()), sparse=True),
@@ -119,8 +129,13 @@ CASES = [
       for t in ("float32", "float16")),
     *(Case(f"ivf-{m}", lambda m=m: fitted_ivf(metric=m), exact=False) for m in ("ip", "cosine", "l2")),
     *(Case(f"ivf-{c.kind}-{m}", lambda m=m, c=c, r=r: fitted_ivf(codec=c, metric=m, rerank=r, nprobe=3), exact=e)
-      for m in ("ip", "cosine", "l2") for c, r, e in ((Float32(), None, True), (LVQ(bits=4), "float16", False))),
+      for m in ("ip", "cosine", "l2") for c, r, e in ((Float32(), None, True), (LVQ(bits=4), "lvq8", False))),
     *(Case(f"graph-{c.kind}-{m}", lambda m=m, c=c, r=r: fitted_graph(c, metric=m, rerank=r), exact=False)
       for m in ("ip", "cosine", "l2")
-      for c, r in ((SQ(), "float16"), (LVQ(bits=4), "float32"), (Chain(PCA(dimensions=8), LVQ()), None))),
+      for c, r in ((SQ(), "float16"), (LVQ(bits=4), "lvq8"), (Chain(PCA(dimensions=8), LVQ()), None))),
+    *(Case(f"binary-ivf-{nlist}", lambda nlist=nlist: fitted_binary_ivf(nlist), binary=True) for nlist in (1, 6)),
+    *(Case(f"{i.kind}-{m}-{t}", lambda i=i, m=m, t=t: i(metric=m, dtype=t), exact=False, needs=i.kind)
+      for i in (HnswlibIndex, UsearchIndex) for m, t in (("ip", "float16"), ("cosine", "float32"), ("l2", "float16"))),
+    *(Case(f"svs-{m}", lambda m=m: SVSIndex(metric=m), exact=False, needs="svs") for m in ("ip", "cosine", "l2")),
 ]  # fmt: skip
+INSTALLED = [case for case in CASES if case.needs is None or find_spec(case.needs)]

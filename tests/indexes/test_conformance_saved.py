@@ -156,14 +156,14 @@ def test_two_builds_are_the_same_bytes(case, tmp_path):
 BUILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from index_cases import CASES
-for case in CASES:
+from index_cases import INSTALLED
+for case in INSTALLED:
     case.make().add(case.random(300)).save(f"{sys.argv[2]}/{case.name}")
 """
 
 
 def test_two_processes_build_the_same_bytes(tmp_path):
-    from index_cases import CASES
+    from index_cases import INSTALLED
 
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": seed, "OPENBLAS_NUM_THREADS": seed}
@@ -171,5 +171,5 @@ def test_two_processes_build_the_same_bytes(tmp_path):
             [sys.executable, "-c", BUILD, str(Path(__file__).parent), str(tmp_path / seed)],
             check=True, cwd=ROOT, env=environment,
         )  # fmt: skip
-    for case in CASES:
+    for case in INSTALLED:
         assert digests(tmp_path / "1" / case.name) == digests(tmp_path / "2" / case.name), case.name

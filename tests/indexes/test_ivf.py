@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import indexes
 from indexes import FlatIndex, IVFIndex
 from indexes.codecs import LVQ, PQ, SQ, Chain, Float16, Float32, LeanVec, Learned, RaBitQ
+from indexes.dense.centroids import Centroids
 from indexes.dense.codes import PlainCodes
 from indexes.errors import InvalidParameter, InvalidVectors, NotFitted
 
@@ -307,3 +308,35 @@ def test_lists_are_learned_for_a_codec_that_training_made_and_the_codec_stays(tm
     again = empty.fit(VECTORS).add(VECTORS).search(QUERIES, 10)
     np.testing.assert_array_equal(again.ids, index.search(QUERIES, 10).ids)
     assert not built().trained and built().emptied().codec.d is None
+
+
+def test_lists_that_training_made_stay(tmp_path):
+    rng = np.random.default_rng(5)
+    vectors, shifts = VECTORS[rng.permutation(2000)[:40]], rng.random(40).astype(np.float32)
+    made = Centroids(vectors, shifts, "ip")
+    index = IVFIndex(codec=Float32(), rerank=None).fit(vectors[:1], centroids=made).add(VECTORS)
+    assert index.trained and index.describe()["nlist"] == 40
+    near = QUERIES @ vectors.T - np.linalg.norm(QUERIES, axis=1, keepdims=True) * shifts
+    first, lists = near.argmax(axis=1), np.square(VECTORS[:, None] - vectors).sum(axis=2).argmin(axis=1)
+    hits = index.search(QUERIES, 3, nprobe=1)
+    for query, ids in enumerate(hits.ids):
+        own = np.flatnonzero(lists == first[query])
+        if len(own) >= 3:
+            assert set(ids) == set(own[np.argsort(-(VECTORS[own] @ QUERIES[query]))[:3]])
+    index.save(tmp_path / "i")
+    loaded = indexes.load(tmp_path / "i")
+    loaded.emptied().save(tmp_path / "empty")
+    for empty in (loaded.emptied(), indexes.load(tmp_path / "empty"), indexes.load(tmp_path / "empty").fit(VECTORS)):
+        assert empty.trained and len(empty) == 0
+        again = empty.add(VECTORS).search(QUERIES, 10, nprobe=2)
+        np.testing.assert_array_equal(again.ids, index.search(QUERIES, 10, nprobe=2).ids)
+    for wrong, message in (
+        (IVFIndex(metric="l2"), "40 by 'ip'; the index has metric='l2'"), (IVFIndex(nlist=41), "nlist=41"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidParameter, match=message):
+            wrong.fit(VECTORS, centroids=made)
+    with pytest.raises(InvalidVectors, match="centroids have 24 dimensions; the vectors have 23"):
+        IVFIndex().fit(VECTORS[:, :23], centroids=made)
+    sq = IVFIndex().fit(VECTORS, centroids=made).add(VECTORS)  # a codec that fit learns is learned all the same
+    exact = FlatIndex().add(VECTORS).search(QUERIES, 10)
+    assert recall(sq.search(QUERIES, 10, nprobe=40), exact) >= 0.99
