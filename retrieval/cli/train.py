@@ -46,6 +46,13 @@ def train(
     keep_top: Annotated[
         int | None, typer.Option(help="Keep made queries that find their document among the first so many.")
     ] = None,
+    gpl: Annotated[
+        str | None,
+        typer.Option(
+            help="Learn margins of a teacher instead of labels (jpq, bpr): a cross-encoder by name or folder, or "
+            "'embedding', the vectors themselves."
+        ),
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Measure on its queries, too: a BEIR or MS MARCO folder, or an ir_datasets id.")
     ] = None,
@@ -68,6 +75,8 @@ def train(
 
         retrieval train jpq my.idx --to jpq --queries ./scifact --dataset ./scifact --bytes 48
 
+        retrieval train bpr my.idx --to bits --gpl cross-encoder/ms-marco-MiniLM-L6-v2
+
         retrieval search my.idx "some question" --index small
     """
     from eval import load
@@ -76,6 +85,8 @@ def train(
     parameters = dict(map(_parameter, parameter or [])) | {"bytes": bytes, "seed": seed}
     if tune is not None:
         parameters["tune"] = tune
+    if gpl is not None:
+        parameters["gpl"] = gpl
     made = training.by_name(method, **parameters)
     asked, dev = _questions(queries, qrels)
     test = None if dataset is None else load(dataset, split)

@@ -11,7 +11,7 @@ vector ranks the documents is what compressed vectors are to keep.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -139,8 +139,13 @@ def labelled(
     return texts, positives
 
 
-def nearest(queries: np.ndarray, documents: Rows, k: int) -> np.ndarray:
-    """Rows int64 (nq, k) of the documents with the largest inner products, best first, ties by the smaller row."""
+def nearest(
+    queries: np.ndarray, documents: Rows, k: int, allowed: Callable[[slice, slice], np.ndarray] | None = None
+) -> np.ndarray:
+    """Rows int64 (nq, k) of the documents with the largest inner products, best first, ties by the smaller row.
+
+    `allowed`: which documents count for which queries, bool, of some queries and some documents; then -1 is for none.
+    """
     from indexes.kernels import topk
 
     k = min(k, len(documents))
@@ -150,9 +155,12 @@ def nearest(queries: np.ndarray, documents: Rows, k: int) -> np.ndarray:
         labels = np.arange(start, start + len(block))
         for first in range(0, len(queries), QUERY_BATCH):
             batch = slice(first, first + QUERY_BATCH)
-            topk.push_rows(similarities(queries[batch], block, "ip"), labels, scores[batch], rows[batch])
+            found = similarities(queries[batch], block, "ip")
+            if allowed is not None:
+                found[~allowed(batch, slice(start, start + BLOCK))] = -np.inf
+            topk.push_rows(found, labels, scores[batch], rows[batch])
     topk.sort_heaps(scores, rows)
-    return rows
+    return rows if allowed is None else np.where(scores > -np.inf, rows, -1)
 
 
 def quality(found: np.ndarray, data: TrainingData, exact: np.ndarray | None = None) -> float:

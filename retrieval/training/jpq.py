@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval.training import losses
+from retrieval.training import losses, teachers
 from retrieval.training.data import TrainingData
 from retrieval.training.method import search_codes
 from retrieval.training.quantizer import QuantizerMethod
@@ -27,6 +27,9 @@ class JPQ(QuantizerMethod):
     Negatives are the current index's best 200, found anew before each epoch; the paper does so at each step, which
     costs a search per step and gives nearly the same lists while centroids move slowly. Negatives that come with the
     data join them.
+    `gpl`: see `Method`. Margins between a positive and the data's negatives are learned then, by their squared error,
+    as INCOME (Thakur, Reimers and Lin, 2023) adapts JPQ to a collection without labels; `cut`, `scale` and what the
+    index returns play no part.
     """
 
     name = "jpq"
@@ -34,20 +37,27 @@ class JPQ(QuantizerMethod):
 
     def __init__(
         self, *, bytes: int = 48, codebooks: str = "product", tune: str = "adapter", rank: int = 16, lr: float = 5e-3,
-        query_lr: float = 1e-4, cut: int = DEPTH, scale: float = 20.0, seed: int = 0,
+        query_lr: float = 1e-4, cut: int = DEPTH, scale: float = 20.0, gpl: str | None = None,
+        seed: int = 0,
     ) -> None:  # fmt: skip
         self.bytes, self.codebooks, self.tune, self.rank = bytes, codebooks, tune, rank
-        self.lr, self.query_lr, self.cut, self.scale, self.seed = lr, query_lr, cut, scale, seed
+        self.lr, self.query_lr, self.cut, self.scale, self.gpl, self.seed = lr, query_lr, cut, scale, gpl, seed
 
     def begin(self, data: TrainingData) -> None:
         super().begin(data)
         self.negatives = np.empty((0, 0), np.int64)
 
     def epoch(self, data: TrainingData, number: int) -> None:
+        if self.gpl is not None:
+            return
         asked = self.asked(data.queries, data.texts)
         self.negatives = search_codes(self.codec(), self.coded, asked, DEPTH)
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
+        if self.gpl is not None:
+            scores = self.quantizer.scores(self.queries(rows), self.coded, teachers.candidates(data, rows))
+            assert data.teacher is not None
+            return losses.margin_mse(scores, torch.from_numpy(data.teacher[rows]))
         assert data.positives is not None
         found = self.negatives[rows]
         if data.negatives is not None:

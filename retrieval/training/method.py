@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from indexes import ScanIndex
+from indexes.base import Index
 from indexes.codecs import Codec
 from retrieval.encoders.base import Encoder
 from retrieval.errors import TrainingError
@@ -36,6 +38,9 @@ class Method(ABC):
 
     seed: int
     lr: float = 1e-3
+    gpl: str | None = None
+    """Whose margins are learned instead of labels, where a method can (`TrainingData.teacher`): "embedding", the float
+    vectors, or the name or folder of a cross-encoder, which is what GPL takes; None learns from labels."""
     tune: str = "code"
     rank: int = 16
     query_lr: float = 1e-4
@@ -53,6 +58,8 @@ class Method(ABC):
         """Everything before the first step: the unsupervised start, and what will be trained, in `modules`."""
         if self.needs_labels and data.positives is None:
             raise TrainingError(f"{self.name} learns from relevant documents; without labels take distill-vq")
+        if self.gpl is not None and data.teacher is None:
+            raise TrainingError(f"gpl is {self.gpl!r}, and the data have no teacher's scores (`teachers.taught`)")
         torch.manual_seed(self.seed)
         self.queries = query_side(self.tune, data.queries, data.texts, model, rank=self.rank, seed=self.seed)
         self.modules = nn.ModuleDict({"queries": self.queries})
@@ -100,6 +107,10 @@ class Method(ABC):
     def search(self, codec: Codec, codes: np.ndarray, data: TrainingData, asked: np.ndarray, k: int) -> np.ndarray:
         """Rows int64 (nq, k), best first, that an index of the method finds for queries as `asked` gives them."""
         return search_codes(codec, codes, asked, k)
+
+    def index(self, codec: Codec, metric: str) -> Index:
+        """The index, still empty, that `search` stands for. `codec`: the one of the epoch that was kept."""
+        return ScanIndex(codec=codec, metric=metric, rerank=self.rerank)
 
     def encoder(self, base: Encoder) -> Encoder:
         """What encodes for the index, made of the encoder whose vectors were learned from."""

@@ -1,7 +1,8 @@
 """From a collection to a trained index in it: data, training, the comparison with what needs no training.
 
     documents --> float vectors --+
-    questions, or made of texts --+--> TrainingData --> loop.train --> codec --> ScanIndex, beside the others
+    questions, or made of texts --+--> TrainingData --> loop.train --> codec --> an index, beside the others
+        (gpl: negatives mined from all indexes, a teacher's margins)
 
 Everything that is made on the way lies in DIR/training/NAME, so that the same call goes on after an interruption; it is
 removed at the end.
@@ -23,7 +24,7 @@ import numpy as np
 
 import eval as evaluation
 from eval.files import write_atomically
-from indexes import ScanIndex
+from indexes import storage
 from indexes.base import Index
 from indexes.codecs import OPQ, PCA, PQ, Chain, Codec, RandomRotation, SignBits
 from indexes.dense.base import DenseIndex
@@ -33,11 +34,11 @@ from retrieval.encoders.two_towers import prompted, trainable
 from retrieval.errors import CollectionError, TrainingError
 from retrieval.retriever import Progress, Retriever
 from retrieval.store import Store
-from retrieval.training import unlabelled
+from retrieval.training import teachers, unlabelled
 from retrieval.training.data import TrainingData, nearest, quality
 from retrieval.training.loop import Trained, train
 from retrieval.training.method import Method, sampled
-from retrieval.training.negatives import round_trip
+from retrieval.training.negatives import mined, round_trip, rows_found
 from retrieval.training.sources import Questions, document_vectors, query_vectors, rows_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 DEPTH = 100  # documents ranked per test query
+NEGATIVES = 20  # of each query, which a teacher scores
 BLOCK = 65_536  # vectors added to the index at once
 MEASURES = ("nDCG@10", "R@100")  # of a test dataset
 Search = Callable[[np.ndarray, int], np.ndarray]  # queries (nq, d), k -> rows int64 (nq, k), best first
@@ -103,19 +105,24 @@ def train_index(
         corpus = _Corpus(retriever, keys, vectors, rows, folder)
         if queries is None:
             made = _made(store, corpus, generate, count, keep_top, method.seed, progress)
-            data = _data(corpus, method, made.texts, list(made.sources[:, None]) if method.needs_labels else None)
+            labels = method.needs_labels or method.gpl is not None
+            data = _data(corpus, method, made.texts, list(made.sources[:, None]) if labels else None)
         else:
             data = _asked(corpus, method, queries)
+        if method.gpl is not None:
+            data = _taught(store, corpus, data, method.gpl, _others(collection, retriever), progress)
     held = _asked(corpus, method, dev) if dev is not None else None
     if held is None:
         data, held = data.split(seed=method.seed)
+        if queries is None and method.gpl is not None:
+            held = held.without_labels()  # the document that a query was made from is one of many answers
     model = trainable(_neural(retriever.encoder)) if method.tune == "encoder" else None
     trained = train(
         method, data, held, epochs=epochs, batch=batch, patience=patience, checkpoint=folder / "checkpoint",
         model=model, threads=threads, progress=progress,
     )  # fmt: skip
     encoder = trained.method.encoder(retriever.encoder)
-    made_index = _index(corpus, trained.codec, method.rerank)
+    made_index = _index(corpus, trained)
     compared = _compare(corpus, encoder, method, trained, held, test, progress)
     collection.add_index(to, Retriever(encoder, made_index), progress)
     shutil.rmtree(folder, ignore_errors=True)
@@ -204,6 +211,45 @@ def _data(
     return TrainingData(corpus.vectors, vectors, positives, asked, negatives).part(known)
 
 
+def _others(collection: Collection, source: Retriever) -> list[Retriever]:
+    """The retrievers of the collection that no training made, but `source`."""
+    with collection.reading() as retrievers:
+        return [one for one in retrievers.values() if one is not source and not one.index.trained]
+
+
+def _taught(
+    store: Store, corpus: _Corpus, data: TrainingData, name: str, others: Sequence[Retriever], progress: Progress | None
+) -> TrainingData:  # fmt: skip
+    """The data with negatives, mined from the vectors and from `others` where there are none, and what the teacher
+    `name` scores them. Scores are kept for the next attempt."""
+    if data.positives is None:
+        raise TrainingError("gpl learns margins between a relevant document and others: the questions have no labels")
+    texts = list(data.texts or ())
+    if data.negatives is None:
+        found = [nearest(data.queries, corpus.vectors, NEGATIVES * 2)]
+        found += [rows_found(one, texts, corpus.keys, NEGATIVES * 2) for one in others]
+        data = replace(data, negatives=mined(found, data.positives, NEGATIVES))
+    digest = hashlib.sha256(json.dumps([name, texts, data.fingerprint()]).encode()).hexdigest()
+    path = corpus.folder / f"teacher.{digest[:16]}"
+    if (path / storage.HEADER).exists():
+        kept, _ = storage.load_arrays(path, storage.load_header(path), mmap=False, verify=True)
+        return replace(data, teacher=kept["teacher"])
+    teacher: teachers.Teacher = teachers.by_embedding
+    if name != teachers.EMBEDDING:
+        from retrieval.encoders.cross_encoder import CrossEncoder
+
+        def contents(rows: np.ndarray) -> list[str]:
+            keys = corpus.keys[rows].tolist()
+            documents = store.documents(keys)
+            return [documents[key].contents for key in keys]
+
+        teacher = teachers.by_cross_encoder(CrossEncoder(name), contents)
+    data = teachers.taught(data, teacher, progress=progress)
+    assert data.teacher is not None
+    storage.save(path, {}, {"teacher": data.teacher})
+    return data
+
+
 def _neural(encoder: Encoder) -> SentenceTransformerEncoder:
     if not isinstance(encoder, SentenceTransformerEncoder) or encoder.similarity != "cosine":
         raise TrainingError(
@@ -216,9 +262,9 @@ def _neural(encoder: Encoder) -> SentenceTransformerEncoder:
 # -- the index, and what it is worth -----------------------------------------------------------------------------------
 
 
-def _index(corpus: _Corpus, codec: Codec, rerank: str | None) -> Index:
-    """Codes of all documents, under their keys, and their vectors where the method says so."""
-    made = ScanIndex(codec=codec, metric=corpus.retriever.encoder.similarity, rerank=rerank)
+def _index(corpus: _Corpus, trained: Trained) -> Index:
+    """The method's index of all documents, under their keys."""
+    made = trained.method.index(trained.codec, corpus.retriever.encoder.similarity)
     for start in range(0, len(corpus.keys), BLOCK):
         block = slice(start, start + BLOCK)
         made.add(np.ascontiguousarray(corpus.vectors[block]), corpus.keys[block])

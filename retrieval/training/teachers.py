@@ -2,7 +2,7 @@
 
 GPL (Wang et al., "GPL: Generative Pseudo Labeling for Unsupervised Domain Adaptation of Dense Retrieval", NAACL 2022):
 a query made from a document, a document mined for it, and the margin between both by a cross-encoder. Margins say what
-labels cannot: that a mined negative is as good as the positive. `losses.margin_mse` learns them.
+labels cannot: that a mined negative is as good as the positive. The methods with a parameter `gpl` learn them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from retrieval.errors import TrainingError
 from retrieval.retriever import Progress
 from retrieval.search import Scorer
 from retrieval.training.data import TrainingData
+
+EMBEDDING = "embedding"  # the name of the teacher that costs nothing; other names are those of cross-encoders
 
 Teacher = Callable[[TrainingData, int, np.ndarray], np.ndarray]
 """Scores float32 (m,) of a query, by its row, with documents by their rows int64 (m,); higher is better."""
@@ -43,18 +45,35 @@ def by_cross_encoder(scorer: Scorer, contents: Callable[[np.ndarray], Sequence[s
 def taught(data: TrainingData, teacher: Teacher = by_embedding, *, progress: Progress | None = None) -> TrainingData:
     """The same data with `teacher`: scores of each query's first positive and of its negatives.
 
+    They are multiplied by one number, so that their margins are as large as those of the float vectors' inner products
+    (root mean square): a cross-encoder tells by 10 what cosines tell by 0.1, and codes are to keep these.
     Raises `TrainingError` when data lack positives or negatives, or when a query has no positive.
     """
     if data.positives is None or data.negatives is None:
         lacking = "positives" if data.positives is None else "negatives"
         raise TrainingError(f"the data have no {lacking}; margins are between a positive and mined negatives")
     nq, m = data.negatives.shape
-    given = np.full((nq, 1 + m), -np.inf, np.float32)
-    for query, (relevant, negatives) in enumerate(zip(data.positives, data.negatives, strict=True)):
-        if not len(relevant):
-            raise TrainingError(f"query {query} has no positive; margins are between a positive and mined negatives")
-        candidates = np.concatenate([relevant[:1], negatives])
-        given[query, candidates >= 0] = teacher(data, query, candidates[candidates >= 0])
+    every = candidates(data, np.arange(nq))
+    given, own = np.full((2, nq, 1 + m), -np.inf, np.float32)
+    for query, rows in enumerate(every):
+        present = rows >= 0
+        given[query, present] = teacher(data, query, rows[present])
+        own[query, present] = by_embedding(data, query, rows[present])
         if progress:
             progress("scoring by the teacher", query + 1, nq)
-    return replace(data, teacher=given)
+    there = every[:, 1:] >= 0
+    wanted, found = (float(np.sqrt(np.square((s[:, :1] - s[:, 1:])[there]).sum())) for s in (own, given))
+    return replace(data, teacher=given * np.float32(wanted / found if wanted > 0 and found > 0 else 1))
+
+
+def candidates(data: TrainingData, queries: np.ndarray) -> np.ndarray:
+    """Rows int64 (B, 1 + m) of documents: the first positive of each query, by its row, then its negatives, or -1.
+
+    Raises `TrainingError` when one has no positive.
+    """
+    assert data.positives is not None and data.negatives is not None
+    for query in queries:
+        if not len(data.positives[query]):
+            raise TrainingError(f"query {query} has no positive; margins are between a positive and mined negatives")
+    firsts = np.array([data.positives[query][0] for query in queries], np.int64)
+    return np.concatenate([firsts[:, None], data.negatives[queries]], axis=1)

@@ -35,8 +35,18 @@ def test_a_cross_encoder_reads_the_texts():
     told = []
     teacher = by_cross_encoder(Scorer(), lambda rows: [str(row) for row in rows])
     made = taught(DATA, teacher, progress=lambda *now: told.append(now[1:]))
-    assert made.teacher[1].tolist() == [8, 12, 14, 16] and made.teacher[2].tolist() == [0, -np.inf, -np.inf, -np.inf]
+    expected = np.array([[1, 2, 3, -np.inf], [8, 12, 14, 16], [0, -np.inf, -np.inf, -np.inf]])
+    ratio = made.teacher[1, 0] / 8
+    np.testing.assert_allclose(made.teacher, ratio * expected, rtol=1e-6)  # its margins are as large as ...
+    own = taught(DATA).teacher  # ... those of the vectors: 5 of them are there
+    sizes = [np.square(s[:, :1] - s[:, 1:])[NEGATIVES >= 0].mean() for s in (made.teacher, own)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-5) and ratio != pytest.approx(1, rel=0.1)
     assert told[-1] == (3, 3)
+
+
+def test_a_teacher_that_tells_nothing_apart_is_left_as_it_is():
+    made = taught(DATA, lambda data, query, rows: np.full(len(rows), 7, np.float32))
+    assert set(made.teacher[np.isfinite(made.teacher)].tolist()) == {7}
 
 
 def test_the_loss_of_margins_is_of_these_scores_and_its_gradient_leads_to_them():

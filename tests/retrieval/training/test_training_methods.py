@@ -36,12 +36,13 @@ def make(kind: str, **parameters):
         "jpq": lambda: JPQ(**common), "jpq-additive": lambda: JPQ(codebooks="additive", **common),
         "distill-vq": lambda: DistillVQ(temperature=0.5, **common),
         "distill-vq-additive": lambda: DistillVQ(temperature=0.5, codebooks="additive", recode=False, **common),
+        "distill-vq-lists": lambda: DistillVQ(temperature=0.5, nlist=12, **common),
         "distill-vq-linear": lambda: DistillVQ(temperature=0.5, linear=True, **common),
         "repconc": lambda: RepCONC(first=2, **common),
     }[kind]()  # fmt: skip
 
 
-KINDS = ["jpq", "jpq-additive", "distill-vq", "distill-vq-additive", "distill-vq-linear", "repconc"]
+KINDS = ["jpq", "jpq-additive", "distill-vq", "distill-vq-additive", "distill-vq-linear", "distill-vq-lists", "repconc"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,6 +171,9 @@ def test_nearest_and_quality():
     documents, queries = np.eye(4, dtype=np.float32), np.array([[3, 2, 1, 0], [0, 0, 1, 1]], np.float32)
     np.testing.assert_array_equal(nearest(queries, documents, 3), [[0, 1, 2], [2, 3, 0]])
     assert nearest(queries, documents, 9).shape == (2, 4)
+    some = np.array([[False, True, False, True], [True, False, False, False]])
+    allowed = nearest(queries, documents, 3, lambda q, rows: some[q, rows])
+    np.testing.assert_array_equal(allowed, [[1, 3, -1], [0, -1, -1]])
     data = TrainingData(documents, queries, [np.array([0]), np.array([3])])
     assert quality(nearest(queries, documents, 4), data) == pytest.approx((1 + 1 / np.log2(3)) / 2)
     assert quality(np.array([[0, 1, 2, 3], [3, 2, 1, 0]]), data.without_labels()) == 1
@@ -195,6 +199,9 @@ def test_labels_of_documents_that_are_not_there_are_left_out():
         ("2 texts for 120", lambda d: TrainingData(d.documents, d.queries, texts=["a", "b"])),
         ("bytes is 17", lambda d: train(make("jpq", bytes=17), d)),
         ("codebooks is 'sum'", lambda d: train(JPQ(codebooks="sum", bytes=2), d)),
+        ("nlist is 701", lambda d: train(make("distill-vq", nlist=701), d)),
+        ("nlist is 0", lambda d: train(make("distill-vq", nlist=0), d)),
+        ("no teacher's scores", lambda d: train(make("jpq", gpl="embedding"), d)),
         ("tune is 'all'", lambda d: train(JPQ(tune="all", bytes=2), d)),
         ("needs the texts", lambda d: train(JPQ(tune="encoder", bytes=2), d)),
         ("200 documents are too few", lambda d: train(make("jpq"), toy(n=200))),
