@@ -113,10 +113,9 @@ TRAINED: dict[str, tuple[bool, Callable[[int, int], Method]]] = {  # whether it 
     "bpr": (True, lambda size, seed: BPR(bytes=size, seed=seed)),
     "distill-vq": (False, lambda size, seed: DistillVQ(bytes=size, seed=seed)),
     "distill-vq, labels": (True, lambda size, seed: DistillVQ(bytes=size, seed=seed)),
-    "distill-vq, additive": (False, lambda size, seed: DistillVQ(
-        bytes=size, codebooks="additive", lr=0.005, recode=False, seed=seed)),
+    "distill-vq, additive": (False, lambda size, seed: DistillVQ(bytes=size, codebooks="additive", seed=seed)),
     "jpq": (True, lambda size, seed: JPQ(bytes=size, seed=seed)),
-    "jpq, additive": (True, lambda size, seed: JPQ(bytes=size, codebooks="additive", lr=0.001, seed=seed)),
+    "jpq, additive": (True, lambda size, seed: JPQ(bytes=size, codebooks="additive", seed=seed)),
     "repconc": (True, lambda size, seed: RepCONC(bytes=size, seed=seed)),
 }  # fmt: skip
 BINARY = {"sign bits", "rabitq", "itq", "bpr", "bpr, label-free"}  # compared at d / 8 bytes only

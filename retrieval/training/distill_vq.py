@@ -28,7 +28,9 @@ class DistillVQ(QuantizerMethod):
 
     `bytes`, `codebooks`: as of `JPQ`. `linear`: centroids as a basis times one matrix per codebook (SimVQ).
     `temperature`: of both softmaxes, in units of the scores; cosines of the best hundred lie within some 0.2.
-    `recode`: codes are chosen anew by the trained centroids before each epoch; otherwise they stay as they were.
+    `lr`: None is 0.01 for product codebooks, 0.005 for additive ones.
+    `recode`: codes are chosen anew by the trained centroids before each epoch; otherwise they stay as they were. None
+    does so for product codebooks: additive ones are chosen by a search that takes long, and gained nothing by it.
     Candidates of a query are the 100 documents nearest by the float vectors (the paper's virtual positives), the 100
     nearest by the codes, found anew before each epoch, and `random` others. Relevant documents, where data has labels,
     join the candidates; what they are worth is the teacher's to say.
@@ -39,13 +41,16 @@ class DistillVQ(QuantizerMethod):
     name = "distill-vq"
 
     def __init__(
-        self, *, bytes: int = 48, codebooks: str = "product", tune: str = "adapter", rank: int = 16, lr: float = 1e-2,
-        query_lr: float = 1e-4, temperature: float = 0.02, random: int = 50, recode: bool = True, linear: bool = False,
-        nlist: int | None = None, seed: int = 0,
+        self, *, bytes: int = 48, codebooks: str = "product", tune: str = "adapter", rank: int = 16,
+        lr: float | None = None, query_lr: float = 1e-4, temperature: float = 0.02, random: int = 50,
+        recode: bool | None = None, linear: bool = False, nlist: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.bytes, self.codebooks, self.tune, self.rank = bytes, codebooks, tune, rank
-        self.lr, self.query_lr, self.temperature, self.random = lr, query_lr, temperature, random
-        self.recode, self.linear, self.nlist, self.seed = recode, linear, nlist, seed
+        product = codebooks == "product"
+        self.lr = (0.01 if product else 0.005) if lr is None else lr
+        self.recode = product if recode is None else recode
+        self.query_lr, self.temperature, self.random = query_lr, temperature, random
+        self.linear, self.nlist, self.seed = linear, nlist, seed
 
     def begin(self, data: TrainingData) -> None:
         super().begin(data)

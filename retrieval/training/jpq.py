@@ -22,7 +22,8 @@ class JPQ(QuantizerMethod):
     """Pairs of a relevant document and one that the current index returns, weighed by LambdaRank.
 
     `bytes`: of a code. `codebooks`: "product" (OPQ and PQ, as in the paper) or "additive" (RQ: sums of centroids of
-    all dimensions). `cut`: ranks beyond it weigh nothing (section 4.1; 200 for passages, 10 for documents).
+    all dimensions). `lr`: None is 0.005 for product codebooks, 0.001 for additive ones.
+    `cut`: ranks beyond it weigh nothing (section 4.1; 200 for passages, 10 for documents).
     `scale`: scores are multiplied by it in the loss, which was made for inner products of some 10, not for cosines.
     Negatives are the current index's best 200, found anew before each epoch; the paper does so at each step, which
     costs a search per step and gives nearly the same lists while centroids move slowly. Negatives that come with the
@@ -36,12 +37,13 @@ class JPQ(QuantizerMethod):
     needs_labels = True
 
     def __init__(
-        self, *, bytes: int = 48, codebooks: str = "product", tune: str = "adapter", rank: int = 16, lr: float = 5e-3,
-        query_lr: float = 1e-4, cut: int = DEPTH, scale: float = 20.0, gpl: str | None = None,
+        self, *, bytes: int = 48, codebooks: str = "product", tune: str = "adapter", rank: int = 16,
+        lr: float | None = None, query_lr: float = 1e-4, cut: int = DEPTH, scale: float = 20.0, gpl: str | None = None,
         seed: int = 0,
     ) -> None:  # fmt: skip
         self.bytes, self.codebooks, self.tune, self.rank = bytes, codebooks, tune, rank
-        self.lr, self.query_lr, self.cut, self.scale, self.gpl, self.seed = lr, query_lr, cut, scale, gpl, seed
+        self.lr = (0.005 if codebooks == "product" else 0.001) if lr is None else lr
+        self.query_lr, self.cut, self.scale, self.gpl, self.seed = query_lr, cut, scale, gpl, seed
 
     def begin(self, data: TrainingData) -> None:
         super().begin(data)
