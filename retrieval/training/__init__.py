@@ -20,6 +20,8 @@ METHODS = {
     "distill-vq": "retrieval.training.distill_vq:DistillVQ",
     "repconc": "retrieval.training.repconc:RepCONC",
     "bidr": "retrieval.training.bidr:BiDR",
+    "opq": "retrieval.training.unsupervised:OPQ",
+    "rq": "retrieval.training.unsupervised:RQ",
     "lsh": "retrieval.training.itq:LSH",
     "itq": "retrieval.training.itq:ITQ",
     "bpr": "retrieval.training.bpr:BPR",

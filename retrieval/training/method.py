@@ -90,7 +90,7 @@ class Method(ABC):
 
     def loss(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         """The loss of some queries, rows int64 (B,) of `data.queries`; draws come from `random`."""
-        raise NotImplementedError(f"{self.name} takes no steps")
+        raise TrainingError(f"{self.name} takes no steps; epochs must be 0 or left out")
 
     @abstractmethod
     def codec(self) -> Codec:

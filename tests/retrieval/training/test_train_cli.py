@@ -112,7 +112,8 @@ def test_no_label_is_looked_at_without_questions(folder, monkeypatch):
 @pytest.mark.parametrize("method", training.METHODS)
 def test_every_method_trains_without_labels_and_its_index_opens(folder, method):
     with Collection.open(folder) as collection:
-        collection.train(method, "small", bytes=4, epochs=0 if method in ("lsh", "itq") else 1, count=80, threads=1)
+        epochs = 0 if method in ("opq", "rq", "lsh", "itq") else 1
+        collection.train(method, "small", bytes=4, epochs=epochs, count=80, threads=1)
     with Collection.open(folder) as collection:
         collection.verify()
         assert len(collection.search("wing flutter", k=5, index="small")) == 5
