@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -30,6 +31,14 @@ def k_means(vectors: np.ndarray, count: int, *, seed: int = 0, iterations: int =
     with faiss_threads(1):
         trainer.train(np.ascontiguousarray(vectors, np.float32))
     return np.asarray(trainer.centroids, np.float32).reshape(count, -1)
+
+
+def usual_count(n: int) -> int:
+    """How many lists are learned from a sample of n vectors or codes where nothing else is said.
+
+    Its square root times 4, with at least 24 of the sample for each, and at most 65,536.
+    """
+    return max(1, min(int(4 * math.sqrt(n)), n // 24, 65_536))
 
 
 def nearest_centroids(vectors: np.ndarray, centroids: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:

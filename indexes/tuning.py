@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indexes.base import Hits, Index
+from indexes.binary.base import BinaryIndex
 from indexes.binary.hamming import HammingIndex
 from indexes.binary.multi_index import MultiIndexHashing
 from indexes.dense.base import DenseIndex
@@ -226,6 +227,8 @@ def _twin(indexes: Sequence[Index]) -> Index:
             return EagerIndex().add(vectors, index.ids)
         if isinstance(index, DenseIndex) and vectors is not None and len(vectors):
             return FlatIndex(metric=index.metric, dtype=vectors.dtype.name).add(vectors, index.ids)
+        if isinstance(index, BinaryIndex):
+            return HammingIndex().add(index.codes, index.ids)
     kinds = ", ".join(index.kind for index in indexes)
     raise InvalidParameter(f"exact is None, and {kinds} holds no vectors to search; give an exact index or its Hits")
 

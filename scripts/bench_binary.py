@@ -31,14 +31,7 @@ import numpy as np
 from common import finish, parser
 from numba import njit
 
-from indexes import (
-    BinaryIVFIndex,
-    FlatIndex,
-    HammingIndex,
-    MultiIndexHashing,
-    RecurrentBinaryIndex,
-    TwoStageIndex,
-)
+from indexes import BinaryIVFIndex, FlatIndex, HammingIndex, MultiIndexHashing, RecurrentBinaryIndex, TwoStageIndex
 from indexes.binary.recurrent import recurrent_codes
 
 COLUMNS = ("task", "data", "ours", "peer", "threads", "ours us/query", "peer us/query", "peer / ours", "same")
@@ -190,42 +183,29 @@ def lists(n: int, nbytes: int, rounds: int) -> tuple[list[Row], dict[str, Curve]
         peer.nprobe = nprobe
         return peer.search(some, 10)
 
-    found: dict[int, tuple[float, float]] = {}
-    speeds: dict[int, tuple[float, float]] = {}
+    found: dict[int, Curve] = {}  # by nprobe: recall and queries per second of ours, then of the peer
     for nprobe in (probes for probes in PROBES if probes <= nlist):
         near, labels = run_peer(queries, nprobe)
-        found[nprobe] = (
-            float((-run_ours(queries, nprobe).scores <= kth).mean()), float(((near <= kth) & (labels >= 0)).mean()),
-        )  # fmt: skip
-        times = race(
-            lambda p=nprobe: run_ours(queries, p), lambda p=nprobe: run_peer(queries, p), len(queries), min(rounds, 5)
-        )
-        speeds[nprobe] = 1e6 / times[0], 1e6 / times[1]
-        if min(found[nprobe]) > max(TARGETS):
+        recalls = (-run_ours(queries, nprobe).scores <= kth).mean(), ((near <= kth) & (labels >= 0)).mean()
+        pair = [lambda p=nprobe: run_ours(queries, p), lambda p=nprobe: run_peer(queries, p)]
+        times = race(*pair, len(queries), min(rounds, 5))
+        found[nprobe] = [(float(recall), 1e6 / time) for recall, time in zip(recalls, times[:2], strict=True)]
+        if min(recalls) > max(TARGETS):
             break
     rows = []
-    pairs = []
     for target in TARGETS:
-        first = [next((p for p, both in found.items() if both[side] >= target), 0) for side in (0, 1)]
-        pairs += [(first[0], first[1])] if all(first) else []
-    for a, b in pairs:
-        for batched in (False, True):
+        a, b = (next((p for p, both in found.items() if both[side][0] >= target), 0) for side in (0, 1))
+        for batched in (False, True) if a and b else ():
             few = queries if batched else queries[:100]
-            pair: list[Callable[[np.ndarray], Any]] = [
-                lambda some, a=a: run_ours(some, a), lambda some, b=b: run_peer(some, b),
-            ]  # fmt: skip
-            timed = [(lambda f=f: f(queries)) if batched else one_by_one(f, few) for f in pair]
-            times = race(timed[0], timed[1], len(few), rounds)
+            runs = (lambda some, a=a: run_ours(some, a)), (lambda some, b=b: run_peer(some, b))
+            pair = [(lambda f=f: f(queries)) if batched else one_by_one(f, few) for f in runs]
+            times = race(*pair, len(few), rounds)
             what = f"{a} and {b} of {nlist} lists, {f'batch of {len(few)}' if batched else 'one query'}"
-            what += f", peer's recall {found[b][1]:.3f}"
-            rows.append(
-                [what, f"{n:,} x {bits}", "BinaryIVFIndex", "IndexBinaryIVF", 1, *times, round(found[a][0], 3)]
-            )
-    curves = {
-        f"{name}, {bits} bits": [(found[p][side], speeds[p][side]) for p in found]
-        for side, name in enumerate(("BinaryIVFIndex", "IndexBinaryIVF"))
-    }
-    return rows, curves
+            what += f", peer's recall {found[b][1][0]:.3f}"
+            ours_found = round(found[a][0][0], 3)
+            rows.append([what, f"{n:,} x {bits}", "BinaryIVFIndex", "IndexBinaryIVF", 1, *times, ours_found])
+    names = "BinaryIVFIndex", "IndexBinaryIVF"
+    return rows, {f"{name}, {bits} bits": [both[side] for both in found.values()] for side, name in enumerate(names)}
 
 
 def signs_of_groups(n: int, nq: int, bits: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

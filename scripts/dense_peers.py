@@ -230,7 +230,7 @@ def systems(vectors: np.ndarray, queries: np.ndarray, without: Sequence[str], on
     if find_spec("svs"):
         for kind in ("float16", "LVQ 4x8", "LeanVec"):
             makers[f"SVS {kind}"] = lambda name: of_svs(vectors, name.removeprefix("SVS "))
-    if find_spec("turbovec"):
+    if find_spec("turbovec") and d % 8 == 0:  # it takes no other
         makers["turbovec"] = lambda name: of_turbovec(vectors)
     for name, make in makers.items():
         wanted = not only or any(word.lower() in name.lower() for word in only)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from indexes.base import Index, available_threads, in_chunks
 from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
 
 LONGEST = 8191  # bytes of a code: distances fit 16 bits
+ALL = np.empty(0, np.bool_)  # the filter that lets every document pass
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,14 @@ class BinaryIndex(Index):
         return Within(starts, distances, self.ids_at(places))
 
     def nearest(
-        self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int
+        self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What `search` finds, for an index that goes on from here: distances and places (nq, k), -1 beyond the last.
+        """What `search` finds, for an index that goes on from here: scores and places (nq, k), ranked.
 
-        A place is that of a document in the order of ids. Arguments are those of `search`, and not checked.
+        A place is that of a document in the order of ids, or -1. Arguments are those of `search`; knobs are checked.
         """
         words, allowed = self._prepare(queries, allow)
-        return self._nearest(words, k, allowed, threads)
+        return self._nearest(words, k, allowed, threads, **self._settings(knobs))
 
     def ids_at(self, places: np.ndarray) -> np.ndarray:
         """The ids of documents by their places; of the place -1, any id."""
@@ -113,9 +116,12 @@ class BinaryIndex(Index):
 
     @abstractmethod
     def _nearest(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray, threads: int
+        self, queries: np.ndarray, k: int, allowed: np.ndarray, threads: int, **knobs: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Distances and places (nq, k), -1 beyond the last. `queries` uint64 (nq, W), `allowed` bool (n,) or (0,)."""
+        """Scores float32 and places int64 (nq, k), -inf and -1 beyond the last.
+
+        `queries` uint64 (nq, W), `allowed` bool (n,) over places, or (0,) for all.
+        """
 
     @abstractmethod
     def _within(
@@ -159,20 +165,20 @@ class BinaryIndex(Index):
 
     def _prepare(self, queries: np.ndarray, allow: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Queries as words, and the filter in the order of ids."""
-        from indexes.kernels.hamming import as_words
-
         self._build()
+        words = kernels("hamming").as_words(queries)
         if allow is None:
-            return as_words(queries), np.empty(0, np.bool_)
-        return as_words(queries), allow if self._order is None else allow[self._order]
+            return words, ALL
+        return words, allow if self._order is None else allow[self._order]
 
     def _search(
         self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        distances, places = self.nearest(queries, k, allow, threads)
-        scores, ids = (-distances).astype(np.float32), self.ids_at(places)
+        words, allowed = self._prepare(queries, allow)
+        scores, places = self._nearest(words, k, allowed, threads, **knobs)
+        ids = self.ids_at(places)
         if allow is not None:  # without a filter all k exist
-            scores[places < 0], ids[places < 0] = -np.inf, -1
+            ids[places < 0] = -1
         return scores, ids
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Callable[[str], None]]]:
@@ -197,6 +203,12 @@ class BinaryIndex(Index):
         return {"nbytes": self.nbytes}
 
 
+@functools.cache
+def kernels(name: str) -> Any:
+    """A module of `indexes.kernels`, once it is needed. For every search an import statement would take 10 us more."""
+    return importlib.import_module(f"indexes.kernels.{name}")
+
+
 def id_order(ids: np.ndarray) -> np.ndarray | None:
     """The rows (n,) in the order of their ids, or None when they are in it already."""
     return None if (ids[1:] > ids[:-1]).all() else np.argsort(ids)
@@ -205,6 +217,9 @@ def id_order(ids: np.ndarray) -> np.ndarray | None:
 def in_shares(work: Callable[[int, int], None], nq: int, threads: int) -> None:
     """As `in_chunks`, with one part of the queries per thread: those of a part share what a scan reads."""
     shares = min(nq, threads)
+    if shares <= 1:
+        work(0, nq)
+        return
     bounds = [nq * share // shares for share in range(shares + 1)]
     in_chunks(lambda a, b: work(bounds[a], bounds[b]), shares, threads)
 

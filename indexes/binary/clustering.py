@@ -1,5 +1,5 @@
-"""K-majority clustering of binary codes: k-means under the Hamming distance (Grana, Borghesani, Manfredi and Cucchiara,
-"A Fast Approach for Integrating ORB Descriptors in the Bag of Words Model", 2013)."""
+"""K-majority clustering of binary codes: k-means under the Hamming distance (Grana et al., "A Fast Approach for
+Integrating ORB Descriptors in the Bag of Words Model", 2013)."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def majorities(codes: np.ndarray, clusters: np.ndarray, centroids: np.ndarray) -
 
 def nearest_centroids(codes: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distances int32 (n,) and numbers int64 (n,) of the nearest centroids; of those equally near, the first."""
-    distances, numbers = HammingIndex().add(centroids).nearest(codes, 1, None, available_threads())
-    return distances[:, 0], numbers[:, 0]
+    scores, numbers = HammingIndex().add(centroids).nearest(codes, 1, None, available_threads())
+    return -scores[:, 0].astype(np.int32), numbers[:, 0]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any, ClassVar
 
 import numpy as np
 
-from indexes.binary.base import BinaryIndex, gather, in_shares
+from indexes.binary.base import BinaryIndex, gather, in_shares, kernels
 from indexes.binary.clustering import k_majority, nearest_centroids
+from indexes.clustering import usual_count
 from indexes.dense.centroids import places_in
 from indexes.errors import CorruptIndex, InvalidParameter, NotFitted
 
 logger = logging.getLogger(__name__)
 
-BATCH = 512  # queries whose lists of answers are kept at once,
-VISITS = 1 << 20  # and visits whose order is
 DEAR = 4  # documents of a list are compared in about the time of one anywhere
 
 
@@ -82,7 +80,7 @@ class BinaryIVFIndex(BinaryIndex):
         n = len(sample)
         if n < (self.nlist or 1):
             raise InvalidParameter(f"fit got {n} codes; nlist = {self.nlist} needs as many, best 40 times as many")
-        nlist = self.nlist or max(1, min(int(4 * math.sqrt(n)), n // 24, 65_536))
+        nlist = self.nlist or usual_count(n)
         self._centroids, self.nbytes = k_majority(sample, nlist, seed=self.seed), sample.shape[1]
         self._clear()
         logger.info("binary IVF fitted on %d codes: %s", n, self._chosen())
@@ -98,26 +96,22 @@ class BinaryIVFIndex(BinaryIndex):
         self._lists = self._lists[keep]
 
     def _pack(self, codes: np.ndarray) -> None:
-        from indexes.kernels.binary_ivf import LANES, radii_of
-        from indexes.kernels.hamming import as_words
-
         if self._centroids is None:
             return
         self._lay_out()
+        as_words, lists = kernels("hamming").as_words, kernels("binary_ivf")
         rows = np.zeros((len(self._places), -(-codes.shape[1] // 8)), np.uint64)
         rows[self._positions] = as_words(codes)
-        self._words = np.ascontiguousarray(rows.reshape(-1, LANES, rows.shape[1]).transpose(0, 2, 1))
-        self._radii = radii_of(self._words, self._starts, self._places, as_words(self._centroids))
+        self._words = np.ascontiguousarray(rows.reshape(-1, lists.LANES, rows.shape[1]).transpose(0, 2, 1))
+        self._radii = lists.radii_of(self._words, self._starts, self._places, as_words(self._centroids))
 
     def _lay_out(self) -> None:
         """Which place is where, from the list of each row."""
-        from indexes.kernels.binary_ivf import LANES
-        from indexes.kernels.hamming import interleave
-
+        lanes = kernels("binary_ivf").LANES
         centroids, lists = self._fitted(), self._lists if self._order is None else self._lists[self._order]
-        self._near = interleave(centroids)
-        self._positions, self._starts = places_in(lists, len(centroids), LANES)
-        self._places = np.full(self._starts[-1] * LANES, -1, np.int32)
+        self._near = kernels("hamming").interleave(centroids)
+        self._positions, self._starts = places_in(lists, len(centroids), lanes)
+        self._places = np.full(self._starts[-1] * lanes, -1, np.int32)
         self._places[self._positions] = np.arange(len(lists), dtype=np.int32)
 
     def _unpack(self) -> np.ndarray:
@@ -127,83 +121,60 @@ class BinaryIVFIndex(BinaryIndex):
 
     # -- searching -----------------------------------------------------------------------------------------------------
 
-    def _search(
-        self, queries: np.ndarray, k: int, allow: np.ndarray | None, threads: int, **knobs: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
-        words, allowed = self._prepare(queries, allow)
-        distances, places = self._probe(words, k, allowed, threads, self._probes(knobs["nprobe"]))
-        scores, ids = (-distances).astype(np.float32), self.ids_at(places)
-        if allow is not None:  # without a filter all k exist
-            scores[places < 0], ids[places < 0] = -np.inf, -1
-        return scores, ids
-
     def _nearest(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray, threads: int
+        self, queries: np.ndarray, k: int, allowed: np.ndarray, threads: int, **knobs: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        return self._probe(queries, k, allowed, threads, self._probes(self.nprobe))
-
-    def _probe(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray, threads: int, nprobe: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Distances and places (nq, k), -1 beyond the last, from so many lists, or more where these hold too few."""
-        nlist, n = len(self._fitted()), len(self)
+        """From `nprobe` lists, or more where these hold too few."""
+        nlist, n, nprobe = len(self._fitted()), len(self), self._probes(knobs["nprobe"])
         if len(allowed):
             chosen = np.sort(self._positions[allowed])
             if len(chosen) <= k or len(chosen) * DEAR * nlist <= n * nprobe:
                 return self._among(queries, k, chosen, threads)
         elif k == n:
             nprobe = nlist
-        distances, places, short = self._visit(queries, k, allowed, threads, nprobe)
+        scores, places, short = self._visit(queries, k, allowed, threads, nprobe)
         while short:
             again = np.flatnonzero(places[:, k - 1] < 0)
             nprobe = min(nlist, 4 * nprobe)
-            distances[again], places[again], short = self._visit(queries[again], k, allowed, threads, nprobe)
-        return distances, places
+            scores[again], places[again], short = self._visit(queries[again], k, allowed, threads, nprobe)
+        return scores, places
 
     def _visit(
         self, queries: np.ndarray, k: int, allowed: np.ndarray, threads: int, nprobe: int
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Distances and places (nq, k), -1 beyond the last, from so many lists, and how many queries have fewer."""
-        from indexes.kernels.binary_ivf import search
-
-        distances, places = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
-        nlist, step, short = len(self._fitted()), max(1, min(BATCH, VISITS // nprobe)), []
+        """As `_nearest`, from so many lists, and how many queries have fewer than k."""
+        scores, places = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        short = []
 
         def work(a: int, b: int) -> None:
-            for start in range(a, b, step):
-                part = slice(start, min(b, start + step))
-                fewer = search(
-                    self._near, nlist, self._radii, self._words, self._starts, self._places, queries[part], allowed,
-                    nprobe, distances[part], places[part],
-                )  # fmt: skip
-                short.append(fewer)
+            fewer = kernels("binary_ivf").search(
+                self._near, self._radii, self._words, self._starts, self._places, queries[a:b], allowed, nprobe,
+                scores[a:b], places[a:b],
+            )  # fmt: skip
+            short.append(fewer)
 
         in_shares(work, len(queries), threads)
-        return distances, places, sum(short)
+        return scores, places, sum(short)
 
     def _among(
         self, queries: np.ndarray, k: int, positions: np.ndarray, threads: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """The nearest of the documents at the positions int64 (m,)."""
-        from indexes.kernels.binary_ivf import among
-
-        distances, places = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
+        scores, places = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
 
         def work(a: int, b: int) -> None:
-            among(self._words, self._places, positions, queries[a:b], distances[a:b], places[a:b])
+            kernels("binary_ivf").among(self._words, self._places, positions, queries[a:b], scores[a:b], places[a:b])
 
         in_shares(work, len(queries), threads)
-        return distances, places
+        return scores, places
 
     def _within(
         self, queries: np.ndarray, radius: int, allowed: np.ndarray, threads: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        from indexes.kernels.binary_ivf import within
-
-        nlist = len(self._fitted())
+        within = kernels("binary_ivf").within
         lengths, distances, places = gather(
             lambda a, b: within(
-                self._near, nlist, self._radii, self._words, self._starts, self._places, queries[a:b], allowed, radius
+                self._near, self._radii, self._words, self._starts, self._places, queries[a:b], allowed, radius
             ), len(queries), threads,
         )  # fmt: skip
         return lengths, distances, places
@@ -216,8 +187,6 @@ class BinaryIVFIndex(BinaryIndex):
         return {"centroids": self._centroids, "words": self._words, "lists": self._lists, "radii": self._radii}
 
     def _open(self, arrays: dict[str, np.ndarray]) -> None:
-        from indexes.kernels.binary_ivf import LANES
-
         if self.nbytes is None:
             if len(self):
                 raise CorruptIndex(f"n is {len(self)}, and nbytes is missing")
@@ -233,7 +202,7 @@ class BinaryIVFIndex(BinaryIndex):
         self._centroids, self._lists = centroids, lists
         self._lay_out()
         self._words, self._radii = arrays["words"], arrays["radii"]
-        expected = (self._starts[-1], -(-self.nbytes // 8), LANES)
+        expected = (self._starts[-1], -(-self.nbytes // 8), kernels("binary_ivf").LANES)
         if self._words.shape != expected or self._words.dtype != np.uint64:
             raise CorruptIndex(f"words are {self._words.dtype} {self._words.shape}, not uint64 {expected}")
         if self._radii.shape != (nlist,) or self._radii.dtype != np.int32:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from indexes.binary.base import gather
+from indexes.binary.base import gather, kernels
 from indexes.binary.hamming import HammingIndex
 from indexes.errors import CorruptIndex, InvalidParameter
 
@@ -46,23 +46,22 @@ class MultiIndexHashing(HammingIndex):
         return np.arange(m + 1) * bits // m
 
     def _pack(self, codes: np.ndarray) -> None:
-        from indexes.kernels.hamming import as_words
         from indexes.kernels.multi_index import tables
 
         super()._pack(codes)
-        self._starts, self._rows = tables(as_words(codes), self._firsts())
+        self._starts, self._rows = tables(kernels("hamming").as_words(codes), self._firsts())
 
     def _nearest(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray, threads: int
+        self, queries: np.ndarray, k: int, allowed: np.ndarray, threads: int, **knobs: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         lengths, complete, near, found = self._probe(queries, k, queries.shape[1] * 64, allowed, threads)
-        distances, places = np.zeros((len(queries), k), np.int32), np.full((len(queries), k), -1)
+        scores, places = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1)
         there = np.arange(k) < lengths[:, None]
-        distances[there], places[there] = near, found
+        scores[there], places[there] = -near, found
         left = np.flatnonzero(~complete)
         if len(left):
-            distances[left], places[left] = super()._nearest(queries[left], k, allowed, threads)
-        return distances, places
+            scores[left], places[left] = super()._nearest(queries[left], k, allowed, threads)
+        return scores, places
 
     def _within(
         self, queries: np.ndarray, radius: int, allowed: np.ndarray, threads: int

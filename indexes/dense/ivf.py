@@ -12,7 +12,7 @@ import numpy as np
 
 from indexes.base import in_chunks
 from indexes.binary.base import id_order
-from indexes.clustering import k_means, nearest_centroids, spread
+from indexes.clustering import k_means, nearest_centroids, spread, usual_count
 from indexes.codecs import SQ, Codec, Float32
 from indexes.codecs.base import unfitted
 from indexes.dense.centroids import Centroids, places_in, shifts_of, usual_probes
@@ -138,7 +138,7 @@ class IVFIndex(CodedIndex):
             given.check(self.metric, sample.shape[1], self.nlist)
         elif n < (self.nlist or 1):
             raise InvalidParameter(f"fit got {n} vectors; nlist = {self.nlist} needs as many, best 40 times as many")
-        nlist = self.nlist or max(1, min(int(4 * math.sqrt(n)), n // 24, 65_536))
+        nlist = self.nlist or usual_count(n)
         if not self.codec.trained:
             self.codec.fit(sample, None if queries is None else self._check_vectors(queries))
         elif self.codec.d != sample.shape[1]:

@@ -17,31 +17,46 @@ import numpy as np
 from numba import njit
 
 from indexes.kernels import hamming
-from indexes.kernels.distances import LANES, near
+from indexes.kernels.distances import lowest, make_near
 from indexes.kernels.popcount import popcount
 
+LANES = 16  # documents in a block: two registers of 512 bits
 SHIFT = 40
 PLACE = np.int64(1) << SHIFT  # a distance and a place in one number
 ROOM = 256  # entries of a list of answers beyond k
+BATCH = 512  # queries whose lists of answers are kept at once,
+VISITS = 1 << 20  # and visits whose order is
 SHARED = 2  # visits for each list: from so many on, queries of a batch visit it together
 SIZE, LIMIT, WITHIN, BOUND = 0, 1, 2, 3  # of a query: entries, the k-th lowest distance, entries up to it; see `keep`
 
+near = make_near(LANES, LANES)
+
 
 @njit(nogil=True, cache=True)
-def search(
-    centroids, nlist, radii, words, starts, places, queries, allowed, nprobe, found_distances, found_places
-):  # fmt: skip
+def search(centroids, radii, words, starts, places, queries, allowed, nprobe, scores, found):
     """The k nearest documents of each query in its `nprobe` nearest lists, by distance, then by place.
 
-    `centroids` uint64 (blocks, W, 128) of `nlist`, as in the scan; `radii` int32 (nlist,): how far the farthest
-    document of each list is from its centroid. `words` uint64 (blocks, W, LANES): list i is the blocks `starts[i]` to
-    `starts[i + 1]`, int64 (nlist + 1,). `places` int32 (blocks * LANES,), -1 where a list is filled up. `queries`
-    uint64 (nq, W), `allowed` bool (n,) over places, or (0,) for all.
-    Fills `found_distances` int32 (nq, k) and `found_places` int64 (nq, k), 0 and -1 beyond the last; returns how many
-    queries have fewer than k.
+    `centroids` uint64 (blocks, W, 128), as in the scan; `radii` int32 (nlist,): how far the farthest document of each
+    list is from its centroid. `words` uint64 (blocks, W, LANES): list i is the blocks `starts[i]` to `starts[i + 1]`,
+    int64 (nlist + 1,). `places` int32 (blocks * LANES,), -1 where a list is filled up. `queries` uint64 (nq, W),
+    `allowed` bool (n,) over places, or (0,) for all.
+    Fills `scores` float32 (nq, k), minus the distances, and `found` int64 (nq, k), places, -inf and -1 beyond the last;
+    returns how many queries have fewer than k.
     """
-    nq, k = found_places.shape
-    away, lists = np.empty((nq, nprobe), np.int32), np.empty((nq, nprobe), np.int64)
+    nq, step, short = found.shape[0], max(1, min(BATCH, VISITS // nprobe)), 0
+    for first in range(0, nq, step):
+        part = slice(first, min(nq, first + step))
+        short += visit(
+            centroids, radii, words, starts, places, queries[part], allowed, nprobe, scores[part], found[part]
+        )
+    return short
+
+
+@njit(nogil=True, cache=True)
+def visit(centroids, radii, words, starts, places, queries, allowed, nprobe, scores, found):
+    """`search` for a batch of queries: those that visit the same list share it."""
+    nq, k = found.shape
+    nlist, away, lists = len(radii), np.empty((nq, nprobe), np.float32), np.empty((nq, nprobe), np.int64)
     hamming.nearest(centroids, nlist, queries, np.empty(0, np.bool_), away, lists)
     answers, counts, states = empty_answers(nq, k, words.shape[1] * 64)
     distances = np.empty(LANES, np.uint64)
@@ -49,7 +64,7 @@ def search(
     for pair in visits(lists, nlist):
         q, i = pair // nprobe, pair % nprobe
         chosen = lists[q, i]
-        if away[q, i] - radii[chosen] > states[q, LIMIT]:
+        if -np.int64(away[q, i]) - radii[chosen] > states[q, LIMIT]:
             continue
         for block in range(starts[chosen], starts[chosen + 1]):
             lanes = near(flat, block * W * LANES, W, asked, q * W, states[q, LIMIT], distances)
@@ -59,13 +74,13 @@ def search(
                 place = np.int64(places[block * LANES + lane])
                 if place >= 0 and (allowed.shape[0] == 0 or allowed[place]):
                     keep(np.int64(distances[lane]), place, k, answers, counts, states, q)
-    return finish(answers, states, found_distances, found_places)
+    return finish(answers, states, scores, found)
 
 
 @njit(nogil=True, cache=True)
-def among(words, places, positions, queries, found_distances, found_places):
+def among(words, places, positions, queries, scores, found):
     """As `search`, among the documents at the positions int64 (m,) only."""
-    nq, k = found_places.shape
+    nq, k = found.shape
     answers, counts, states = empty_answers(nq, k, words.shape[1] * 64)
     for q in range(nq):
         for position in positions:
@@ -73,7 +88,7 @@ def among(words, places, positions, queries, found_distances, found_places):
             for w in range(words.shape[1]):
                 distance += popcount(words[position // LANES, w, position % LANES] ^ queries[q, w])
             keep(np.int64(distance), np.int64(places[position]), k, answers, counts, states, q)
-    return finish(answers, states, found_distances, found_places)
+    return finish(answers, states, scores, found)
 
 
 @njit(nogil=True, cache=True)
@@ -149,40 +164,35 @@ def cut(answers, states, q, k):
 
 
 @njit(nogil=True, cache=True)
-def finish(answers, states, found_distances, found_places):
-    """Rank the entries of all queries, 0 and -1 beyond the last. Returns how many queries have fewer than k."""
-    nq, k = found_places.shape
+def finish(answers, states, scores, found):
+    """Rank the entries of all queries, -inf and -1 beyond the last. Returns how many queries have fewer than k."""
+    nq, k = found.shape
     short = 0
     for q in range(nq):
         size = cut(answers, states, q, k)
         for i in range(size):
-            found_distances[q, i], found_places[q, i] = answers[q, i] >> SHIFT, answers[q, i] & (PLACE - 1)
-        found_distances[q, size:], found_places[q, size:] = 0, -1
+            scores[q, i], found[q, i] = -(answers[q, i] >> SHIFT), answers[q, i] & (PLACE - 1)
+        scores[q, size:], found[q, size:] = -np.inf, -1
         short += size < k
     return short
 
 
-@njit(nogil=True, cache=True, inline="always")
-def lowest(bits):
-    """The number of the lowest bit that is set."""
-    return np.int64(popcount(np.uint64((bits & -bits) - 1)))
-
-
 @njit(nogil=True, cache=True)
-def within(centroids, nlist, radii, words, starts, places, queries, allowed, radius):
+def within(centroids, radii, words, starts, places, queries, allowed, radius):
     """All documents up to `radius` from each query, by distance, then by place; arguments as for `search`.
 
     Returns how many each query has, int64 (nq,), and one after the other their distances, int32, and places, int64.
     """
     lengths, size, found = np.zeros(queries.shape[0], np.int64), 0, np.empty(ROOM, np.int64)
-    distances, away = np.empty(LANES, np.uint64), np.empty(hamming.LANES, np.uint64)
-    W, flat, asked = words.shape[1], words.reshape(-1), queries.reshape(-1)
+    distances, away = np.empty(LANES, np.uint64), np.empty(hamming.GROUP, np.uint64)
+    W, flat, asked, flat_centroids = words.shape[1], words.reshape(-1), queries.reshape(-1), centroids.reshape(-1)
     for q in range(queries.shape[0]):
         before = size
-        for chosen in range(nlist):
-            if chosen % hamming.LANES == 0:
-                hamming.measure(centroids[chosen // hamming.LANES], queries[q], away)
-            if np.int64(away[chosen % hamming.LANES]) - radii[chosen] > radius:
+        for chosen in range(len(radii)):
+            if chosen % hamming.GROUP == 0:
+                at = chosen // hamming.LANES * hamming.LANES * W + chosen % hamming.LANES
+                hamming.near(flat_centroids, at, W, asked, q * W, W * 64, away)
+            if np.int64(away[chosen % hamming.GROUP]) - radii[chosen] > radius:
                 continue
             for block in range(starts[chosen], starts[chosen + 1]):
                 lanes = near(flat, block * W * LANES, W, asked, q * W, radius, distances)
@@ -207,7 +217,7 @@ def radii_of(words, starts, places, centroids):
     W, flat, asked = words.shape[1], words.reshape(-1), centroids.reshape(-1)
     for chosen in range(centroids.shape[0]):
         for block in range(starts[chosen], starts[chosen + 1]):
-            near(flat, block * W * LANES, W, asked, chosen * W, 0, distances)
+            near(flat, block * W * LANES, W, asked, chosen * W, W * 64, distances)
             for lane in range(LANES):
                 if places[block * LANES + lane] >= 0:
                     radii[chosen] = max(radii[chosen], np.int32(distances[lane]))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from indexes import HammingIndex, MultiIndexHashing
 from indexes.binary.base import BinaryIndex, Within
@@ -21,6 +22,11 @@ KINDS = {
     "wide tables": lambda: MultiIndexHashing(substring_bits=13),
 }
 WIDTHS = (1, 2, 7, 8, 9, 32, 33, 41)
+
+
+@njit
+def half_block_near(words, at, width, query, limit, found):
+    return hamming.near(words, at, width, query, 0, limit, found)
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
@@ -264,6 +270,28 @@ def test_a_radius_partly_from_tables_and_partly_from_a_scan():
 
 
 # -- layout ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(WIDTHS), st.integers(0, 2**32), st.integers(-1, 200))
+def test_half_a_block_at_a_time(nbytes, seed, limit):
+    codes = np.random.default_rng(seed).integers(0, 256, (hamming.LANES + 1, nbytes), np.uint8)
+    words, query, expected = hamming.interleave(codes[:-1]), hamming.as_words(codes)[-1], distances(codes[-1:], codes)
+    for start in (0, hamming.GROUP):
+        found, right = np.full(hamming.GROUP, 9999, np.uint64), expected[0, start : start + hamming.GROUP]
+        bits = half_block_near(words.reshape(-1), start, len(query), query, limit, found)
+        np.testing.assert_array_equal(found, right if (right <= limit).any() else 9999)
+        assert [bits >> lane & 1 for lane in range(hamming.GROUP)] == (right <= limit).astype(int).tolist()
+
+
+def test_queries_alone_as_in_batches(make):
+    codes, queries = clustered(1000, 9), clustered(hamming.BATCH + 88, 9, seed=1)
+    index = make().add(codes)
+    found = index.search(queries, 7, threads=1)
+    alone = [index.search(query, 7) for query in queries]
+    np.testing.assert_array_equal(found.scores, np.concatenate([hits.scores for hits in alone]))
+    np.testing.assert_array_equal(found.ids, np.concatenate([hits.ids for hits in alone]))
+    np.testing.assert_array_equal(-found.scores, np.sort(distances(queries, codes), axis=1)[:, :7])
 
 
 @settings(deadline=None)

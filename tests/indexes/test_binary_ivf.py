@@ -14,7 +14,7 @@ from indexes.binary import clustering
 from indexes.binary.clustering import k_majority, majorities, nearest_centroids
 from indexes.errors import InvalidParameter, InvalidVectors, NotFitted
 from indexes.kernels import binary_ivf
-from indexes.kernels.distances import LANES, near
+from indexes.kernels.binary_ivf import BATCH, LANES, near
 from indexes.kernels.hamming import as_words
 
 WIDTHS = (1, 2, 7, 8, 9, 32, 33, 41, 64)
@@ -190,11 +190,19 @@ def test_one_code_and_all_codes_equal():
 def test_a_block_at_a_time(nbytes, seed, limit):
     codes = np.random.default_rng(seed).integers(0, 256, (LANES + 1, nbytes), np.uint8)
     rows = as_words(codes)
-    found = np.empty(LANES, np.uint64)
+    found = np.full(LANES, 9999, np.uint64)
     bits = block_near(np.ascontiguousarray(rows[:LANES].T).reshape(-1), rows.shape[1], rows[LANES], limit, found)
     expected = distances(codes[LANES:], codes[:LANES])[0]
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, expected if (expected <= limit).any() else np.full(LANES, 9999))
     assert [bits >> lane & 1 for lane in range(LANES)] == (expected <= limit).astype(int).tolist()
+
+
+def test_queries_alone_as_in_batches():
+    index = BinaryIVFIndex(nlist=12, nprobe=3).fit(CODES).add(CODES)
+    queries = np.resize(CODES[::3], (BATCH + 30, CODES.shape[1])) ^ np.uint8(9)
+    found, alone = index.search(queries, 7, threads=1), [index.search(query, 7) for query in queries]
+    np.testing.assert_array_equal(found.scores, np.concatenate([hits.scores for hits in alone]))
+    np.testing.assert_array_equal(found.ids, np.concatenate([hits.ids for hits in alone]))
 
 
 # -- clustering --------------------------------------------------------------------------------------------------------

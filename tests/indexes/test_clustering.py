@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes.clustering import k_means, nearest_centroids, spread
+from indexes.clustering import k_means, nearest_centroids, spread, usual_count
 from indexes.dense.faiss_base import faiss_threads
 from indexes.errors import InvalidParameter
 
@@ -31,6 +31,11 @@ def test_bad_counts():
     for count in (0, 501, -1):
         with pytest.raises(InvalidParameter, match=f"count is {count}; it must be from 1 to .* 500"):
             k_means(VECTORS, count)
+
+
+def test_usual_counts():
+    counts = {1: 1, 47: 1, 48: 2, 10_000: 400, 9_216: 384, 9_215: 383, 1_000_000: 4_000, 10**12: 65_536}
+    assert {n: usual_count(n) for n in counts} == counts
 
 
 def test_nearest_centroids():

@@ -16,6 +16,7 @@ from scipy import sparse
 
 import indexes
 from indexes import (
+    BinaryIVFIndex,
     BlockMaxIndex,
     EagerIndex,
     FlatIndex,
@@ -264,6 +265,16 @@ def test_what_is_right_comes_from_the_vectors_that_an_index_keeps(make):
     assert isinstance(twin, FlatIndex) and np.array_equal(twin.search(queries, 3).ids, exact.search(queries, 3).ids)
     tuned = tune(index, queries, K, target_recall=0.9)
     assert tuned.reached and tuned.chosen.recall == pytest.approx(recall(index, exact, queries[::2]), abs=0.005)
+
+
+def test_codes_in_lists_are_compared_with_a_scan_of_them():
+    codes, ids = np.random.default_rng(0).integers(0, 256, (400, 4), np.uint8), np.arange(400, 0, -1)
+    index, scan = BinaryIVFIndex(nlist=20).fit(codes).add(codes, ids), HammingIndex().add(codes, ids)
+    twin = tuning._twin([index])
+    assert isinstance(twin, HammingIndex) and np.array_equal(twin.search(codes[:9]).ids, scan.search(codes[:9]).ids)
+    few, all_lists = (tune(index, codes[:60], target_recall=target) for target in (0.3, 1))
+    assert few.reached and few.chosen.knobs["nprobe"] < 20 and few.chosen.recall < 1
+    assert all_lists.reached and all_lists.chosen.recall == 1
 
 
 @pytest.mark.parametrize("kind", [HammingIndex, MultiIndexHashing])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-from indexes.codecs import OPQ, PQ, RQ, Chain  # noqa: E402
-from retrieval.errors import TrainingError  # noqa: E402
-from retrieval.training import by_name  # noqa: E402
-from retrieval.training.data import TrainingData  # noqa: E402
-from retrieval.training.loop import train  # noqa: E402
+from indexes.codecs import OPQ, PQ, RQ, Chain
+from retrieval.errors import TrainingError
+from retrieval.training import by_name
+from retrieval.training.data import TrainingData
+from retrieval.training.loop import train
 
 CODECS = {"opq": lambda: Chain(OPQ(M=4, seed=3), PQ(M=4, seed=3)), "rq": lambda: RQ(M=4, seed=3)}
 
