@@ -275,6 +275,7 @@ class IVFIndex(CodedIndex):
             places = layout.places[allow]
             allowed, exist = np.zeros(len(layout.real), np.bool_), len(places)
             allowed[places] = True
+            nprobe = min(nlist, max(nprobe, -(-nlist * k // max(exist, 1))))  # so many lists hold k allowed rows
         if exist <= k or (exist < len(self) and exist * DEAR * nlist <= len(self) * nprobe):
             scores, found = self._score_all(queries, layout.ranks[allowed], k, threads)
         else:

@@ -197,6 +197,10 @@ def test_few_allowed_rows_are_scored_exactly(together, monkeypatch):
     np.testing.assert_array_equal(
         index.search(QUERIES, 10, allow=allow).ids, exact.search(QUERIES, 10, allow=allow).ids
     )
+    allow[400:] = False  # some 20 rows: one list would hold none of them, and k are in half of the lists
+    np.testing.assert_array_equal(
+        index.search(QUERIES, 10, allow=allow, nprobe=1).ids, exact.search(QUERIES, 10, allow=allow).ids
+    )
 
 
 @pytest.mark.parametrize("codec", [None, PQ(M=6)], ids=["sq", "pq"])
