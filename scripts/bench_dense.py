@@ -155,6 +155,7 @@ def draw(path: Path, lines: dict[str, list[tuple[float, float]]], title: str, **
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 7))
+    axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)
     for name, points in lines.items():
         ours = name.split(" ")[0].endswith("Index")
         axes.plot(*zip(*sorted(points), strict=True), "o-" if ours else "s--", label=name, markersize=4)
