@@ -51,9 +51,10 @@ def ours(name: str, index: Index, vectors: np.ndarray, queries: np.ndarray, **la
     """`ladders`: search parameter -> values. `queries`: to learn from (LeanVec), none that are measured."""
 
     def make() -> Index:
-        if index.needs_fit:
-            learns = isinstance(index, ScanIndex | GraphIndex)
-            index.fit(vectors[:SAMPLE], queries) if learns else index.fit(vectors[:SAMPLE])
+        if isinstance(index, ScanIndex | GraphIndex):
+            index.fit(vectors[:SAMPLE], queries)
+        elif index.needs_fit:
+            index.fit(vectors[:SAMPLE])
         return index.add(vectors)
 
     def search(index: Index, values: tuple[Any, ...]) -> Search:
