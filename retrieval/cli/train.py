@@ -33,7 +33,7 @@ def train(
     qrels: Annotated[Path | None, typer.Option(help="Judgements of a file of queries: TREC or BEIR format.")] = None,
     bytes: Annotated[int, typer.Option(help="Per document.")] = 48,
     tune: Annotated[
-        str | None, typer.Option(help="What of queries is trained too: code (nothing), adapter or encoder.")
+        str | None, typer.Option(help="What is trained too: code (nothing), adapter or encoder (of queries), encoders.")
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--set", help="Another parameter of the method, NAME=VALUE (lr=0.01); repeat.")

@@ -21,6 +21,7 @@ KINDS = {
     "bag-of-words": "retrieval.encoders.bag_of_words:BagOfWords",
     "lsa": "retrieval.encoders.lsa:LSA",
     "sentence-transformer": "retrieval.encoders.sentence_transformer:SentenceTransformerEncoder",
+    "tuned": "retrieval.encoders.tuned:Tuned",
     "two-towers": "retrieval.encoders.two_towers:TwoTowers",
 }
 

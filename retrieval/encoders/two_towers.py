@@ -51,7 +51,7 @@ class TwoTowers(Encoder):
         """float32 (nq, d), finite. Raises `TypeError` naming the position of what is not a string."""
         with self._turn:
             if self._queries is None:
-                self._queries = self._tower()
+                self._queries = tower(self.documents, self.weights)
             return self._queries.encode_queries(texts)
 
     def settings(self) -> dict[str, Any]:
@@ -69,21 +69,22 @@ class TwoTowers(Encoder):
             parts[side][rest] = array
         return cls(SentenceTransformerEncoder.restore(settings, parts["documents"]), parts["queries"])
 
-    def _tower(self) -> SentenceTransformerEncoder:
-        """An encoder whose model holds the weights."""
-        import torch
 
-        model = trainable(self.documents)
-        own = {name: tuple(value.shape) for name, value in model.named_parameters()}
-        if own != {name: array.shape for name, array in self.weights.items()}:
-            raise EncoderError(f"the weights are not of model {self.documents.model!r}: other names or shapes")
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                value.copy_(torch.from_numpy(np.array(self.weights[name])))
-        model.to(self.documents.device or model.device)
-        tower = copy.copy(self.documents)
-        tower._model = model
-        return tower
+def tower(encoder: SentenceTransformerEncoder, weights: Mapping[str, np.ndarray]) -> SentenceTransformerEncoder:
+    """The encoder with a copy of its model that holds other weights. Raises `EncoderError` where they do not fit."""
+    import torch
+
+    model = trainable(encoder)
+    own = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    if own != {name: array.shape for name, array in weights.items()}:
+        raise EncoderError(f"the weights are not of model {encoder.model!r}: other names or shapes")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(torch.from_numpy(np.array(weights[name])))
+    model.to(encoder.device or model.device)
+    made = copy.copy(encoder)
+    made._model = model
+    return made
 
 
 def trainable(encoder: SentenceTransformerEncoder) -> Any:
@@ -93,10 +94,11 @@ def trainable(encoder: SentenceTransformerEncoder) -> Any:
     return copy.deepcopy(encoder._load()).to("cpu").eval()
 
 
-def prompted(encoder: SentenceTransformerEncoder, texts: Sequence[str]) -> list[str]:
-    """Queries with the prompt before them that the encoder puts there."""
-    model = encoder._load()
-    prompt = encoder.query_prompt
+def prompted(encoder: SentenceTransformerEncoder, texts: Sequence[str], side: str = "query") -> list[str]:
+    """Queries, or documents, with the prompt before them that the encoder puts there."""
+    own = getattr(encoder._load(), "prompts", {})
+    names = ("query",) if side == "query" else ("document", "passage", "corpus")  # the first that the model has
+    prompt = encoder.query_prompt if side == "query" else encoder.document_prompt
     if prompt is None:
-        prompt = getattr(model, "prompts", {}).get("query", "") or ""
+        prompt = next((own[name] for name in names if name in own), "") or ""
     return [prompt + text for text in pretrained.check_texts(texts)]

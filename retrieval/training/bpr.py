@@ -14,6 +14,7 @@ from torch import Tensor
 from retrieval.training import losses, teachers
 from retrieval.training.data import TrainingData
 from retrieval.training.hashing import Hasher, HashHead, signs, targets
+from retrieval.training.query_side import TUNES
 
 
 class BPR(Hasher):
@@ -27,10 +28,13 @@ class BPR(Hasher):
     queries, and for their codes times the mean size of what they are signs of, which is nearest to it.
     `lr`: None is 0.01, but 0.003 for margins, which overshoot with more (NFCorpus, overlap on held-out made queries).
     `bytes`: of a code, 8 bits each. `random`: documents drawn into each batch's candidates.
-    The encoders of the paper are a linear map of documents and another of queries here, over frozen embeddings.
+    The encoders of the paper are a linear map of documents and another of queries here, over frozen embeddings. With
+    tune="encoders" the encoder below is trained too: a step reads the texts of its queries, and of a relevant and of a
+    mined document of each, which are all its candidates.
     """
 
     name = "bpr"
+    tunes = TUNES
     head: HashHead
 
     def __init__(
@@ -49,32 +53,44 @@ class BPR(Hasher):
 
     def step(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         if self.gpl is not None:
-            return self.margins(data, rows)
+            return self.margins(data, rows, random)
         candidates = self.candidates(data, rows, random)
-        documents = torch.from_numpy(data.documents[candidates])
+        documents = self.vectors(data, candidates)
         numbers, asked = self.head(documents), self.head.asked(self.queries(rows))
         if data.positives is None:
             teacher = torch.from_numpy(data.queries[rows]) @ documents.T
             return losses.list_net(self.head.scale * asked @ signs(numbers).T, teacher, self.temperature)
         codes = torch.tanh(self.sharpness() * numbers)
-        chosen, known = targets([data.positives[row] for row in rows], candidates, random)
+        present = [data.positives[row][np.isin(data.positives[row], candidates)] for row in rows]
+        chosen, known = targets(present, candidates, random)
         target, hidden = torch.from_numpy(chosen), torch.from_numpy(known)
         binary = (torch.tanh(self.sharpness() * asked) @ codes.T).masked_fill(hidden, -torch.inf)
         ranked = (self.head.scale * asked @ codes.T).masked_fill(hidden, -torch.inf)
         return losses.margin_ranking(binary, target, self.margin) + losses.info_nce(ranked, target, self.contrast)
 
+    def candidates(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        if self.tune != "encoders":
+            return super().candidates(data, rows, random)
+        assert data.positives is not None
+        mined = [np.setdiff1d(self.student[row], data.positives[row]) for row in rows]
+        lists = [*(data.positives[row] for row in rows), *(some for some in mined if len(some))]
+        return np.unique([random.choice(some) for some in lists])
+
     def sharpness(self) -> float:
         """What numbers are multiplied by before tanh, at this step."""
         return (1 + 0.1 * self.steps()) ** 0.5
 
-    def margins(self, data: TrainingData, rows: np.ndarray) -> Tensor:
+    def margins(self, data: TrainingData, rows: np.ndarray, random: np.random.Generator) -> Tensor:
         """The loss of a teacher's margins, of float queries and of their codes."""
         assert data.teacher is not None
-        candidates = teachers.candidates(data, rows)
+        candidates, scored = teachers.candidates(data, rows), data.teacher[rows]
+        if self.tune == "encoders":
+            read = np.array([0, random.integers(1, candidates.shape[1])])
+            candidates, scored = candidates[:, read], scored[:, read]
         documents, places = np.unique(candidates, return_inverse=True)
-        codes = torch.tanh(self.sharpness() * self.head(torch.from_numpy(data.documents[documents])))
+        codes = torch.tanh(self.sharpness() * self.head(self.vectors(data, documents)))
         asked = self.head.asked(self.queries(rows))
         binary = torch.tanh(self.sharpness() * asked) * asked.detach().abs().mean(dim=1, keepdim=True)
-        teacher, chosen = torch.from_numpy(data.teacher[rows]), torch.from_numpy(places.reshape(candidates.shape))
+        teacher, chosen = torch.from_numpy(scored), torch.from_numpy(places.reshape(candidates.shape))
         scores = (self.head.scale * both @ codes.T for both in (asked, binary))
         return torch.stack([losses.margin_mse(s.gather(1, chosen), teacher) for s in scores]).sum()

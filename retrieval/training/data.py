@@ -40,9 +40,10 @@ class TrainingData:
 
     `documents` float32 (n, d), which may be mapped from disk; `queries` float32 (nq, d). `positives`: for each query
     the rows of its relevant documents, int64, or None: no labels. `texts`: the queries themselves, which only a trained
-    query encoder needs. `negatives`: for each query rows int64 (nq, m) of documents to be told from its positives, -1
-    for none (see `retrieval.training.negatives`). `teacher`: float32 (nq, 1 + m), what a teacher scores the first
-    positive of each query and its negatives, -inf for none (see `retrieval.training.teachers`).
+    encoder needs. `negatives`: for each query rows int64 (nq, m) of documents to be told from its positives, -1 for
+    none (see `retrieval.training.negatives`). `teacher`: float32 (nq, 1 + m), what a teacher scores the first positive
+    of each query and its negatives, -inf for none (see `retrieval.training.teachers`). `contents`: the texts of the
+    documents, which only an encoder needs that is trained for them too.
     """
 
     documents: np.ndarray
@@ -51,6 +52,7 @@ class TrainingData:
     texts: Sequence[str] | None = None
     negatives: np.ndarray | None = None
     teacher: np.ndarray | None = None
+    contents: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("documents", "queries"):
@@ -70,6 +72,8 @@ class TrainingData:
                     raise TrainingError(f"positives of query {query} name rows beyond the {n} documents")
         if self.texts is not None and len(self.texts) != len(self.queries):
             raise TrainingError(f"{len(self.texts)} texts for {len(self.queries)} queries")
+        if self.contents is not None and len(self.contents) != len(self.documents):
+            raise TrainingError(f"{len(self.contents)} contents for {len(self.documents)} documents")
         if self.negatives is not None:
             _check_negatives(self.negatives, len(self.queries), len(self.documents))
         if self.teacher is not None:

@@ -1,6 +1,7 @@
 """The loop that all methods share: batches, steps, validation, early stopping, checkpoints, resuming.
 
     method.start(data) --> validate --> epoch: method.epoch, then for each batch method.loss and a step of AdamW
+                                          |--> method.anew: documents by the trained encoder, where there is one
                                           |--> validate: the best codec so far is kept
                                           +--> checkpoint --> next epoch, or the end
 
@@ -14,8 +15,8 @@ import contextlib
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,25 @@ import torch
 from indexes import storage
 from indexes.codecs import Codec
 from retrieval.errors import TrainingError
+from retrieval.retriever import Progress
 from retrieval.training.data import TrainingData, nearest, quality
 from retrieval.training.method import Method
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 HEADER = "checkpoint.json"
 DEPTH = 10
+WARM_UP = 0.1  # share of all steps over which the learning rate of a pretrained model grows, as BERT's does
 
 
 @dataclass(frozen=True)
 class Trained:
     """What training gave. `codec`: fitted, takes vectors as embedded. `codes` uint8 (n, bytes): of all documents.
 
+    `documents`: float32 (n, d), what was coded: vectors as they came, or those of an encoder that was trained.
     `history`: one row per validation, the first before any step: epoch, loss, dev (nDCG@10 with labels, otherwise
     overlap with the 10 nearest by float vectors) and what the method reports. `best`: the epoch that was kept.
-    `method`: holds the trained query encoder, if there is one.
+    `method`: holds the trained encoder, if there is one.
     """
 
     codec: Codec
@@ -49,6 +52,7 @@ class Trained:
     history: list[dict[str, float]]
     best: int
     method: Method
+    documents: np.ndarray
 
 
 def train(
@@ -61,7 +65,7 @@ def train(
     `dev`: queries that stop training and choose the epoch; by default a tenth of the queries of `data`, at most 500.
     `epochs`: at most so many, default the method's own. `batch`: queries per step. `patience`: epochs without a better
     dev quality before it stops. `checkpoint`: a folder that is written after every epoch; a run with the same data and
-    parameters goes on from there. `model`: the loaded sentence-transformers model, for methods that tune the encoder.
+    parameters goes on from there. `model`: the loaded sentence-transformers model, for methods that tune an encoder.
     `threads` of torch; results may differ in their last bits between numbers of threads.
     Raises `TrainingError`.
     """
@@ -123,6 +127,8 @@ class _Run:
                 where = f"epoch {self.number}, step {step}"
                 raise TrainingError(f"{self.method.name}: the loss is {loss.item()} at {where}")
             if self.optimizer is not None and loss.requires_grad:
+                done = (self.number - 1) * len(batches) + step
+                _warm_up(self.optimizer, done / (WARM_UP * limit * len(batches)))
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
@@ -131,6 +137,7 @@ class _Run:
                 told = f"epoch {self.number} of {limit}, loss {np.mean(losses):.4f}, dev {self.history[-1]['dev']:.4f}"
                 progress(told, step, len(batches))
         self.method.modules.eval()
+        self.data = self.method.anew(self.data, progress)
         self._validate(float(np.mean(losses)))
 
     def _validate(self, loss: float) -> None:
@@ -142,13 +149,13 @@ class _Run:
         self.history.append(row)
         logger.info("%s: %s", self.method.name, row)
         if self.number == 0 or value > self.history[self.best]["dev"]:
-            self.best, self.codec, self.codes = self.number, codec, codes
+            self.best, self.codec, self.codes, self.documents = self.number, codec, codes, self.data.documents
             self.weights = copy.deepcopy(self.method.modules.state_dict())
         self._save()
 
     def result(self) -> Trained:
         self.method.modules.load_state_dict(self.weights)
-        return Trained(self.codec, self.codes, self.history, self.best, self.method)
+        return Trained(self.codec, self.codes, self.history, self.best, self.method, self.documents)
 
     # -- checkpoints: arrays and JSON, as all files of ours --------------------------------------------------------
 
@@ -159,6 +166,8 @@ class _Run:
         arrays |= {f"best.{name}": _array(tensor) for name, tensor in self.weights.items()}
         arrays |= {f"method.{name}": array for name, array in self.method.arrays().items()}
         arrays |= {f"codec.{name}": array for name, array in self.codec.arrays().items()} | {"codes": self.codes}
+        if self.method.tune == "encoders":
+            arrays |= {"documents.now": self.data.documents, "documents.best": self.documents}
         if self.optimizer is not None:
             for i, state in self.optimizer.state_dict()["state"].items():
                 arrays |= {f"optimizer.{i}.{name}": _array(tensor) for name, tensor in state.items()}
@@ -189,11 +198,21 @@ class _Run:
                 i, _, rest = name.partition(".")
                 saved["state"].setdefault(int(i), {})[rest] = torch.from_numpy(array)
             self.optimizer.load_state_dict(saved)
+        vectors = parts.get("documents", {})
+        self.data = replace(self.data, documents=vectors.get("now", self.data.documents))
+        self.documents = vectors.get("best", self.data.documents)
         self.number, self.best = header["number"], header["best"]
         self.history = [{k: float("nan") if v is None else v for k, v in row.items()} for row in header["history"]]
         self.codec, self.codes = Codec.restore(header["codec"], parts.get("codec", {})), arrays["codes"]
         logger.info("%s: goes on after epoch %d", self.method.name, self.number)
         return True
+
+
+def _warm_up(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """The learning rate of a pretrained model (a group with a `peak`) after so much of its warm-up, in proportion."""
+    for group in optimizer.param_groups:
+        if "peak" in group:
+            group["lr"] = group["peak"] * min(1.0, share)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

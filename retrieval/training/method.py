@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +17,9 @@ from indexes.base import Index
 from indexes.codecs import Codec
 from retrieval.encoders.base import Encoder
 from retrieval.errors import TrainingError
+from retrieval.retriever import Progress
 from retrieval.training.data import TrainingData, nearest
-from retrieval.training.query_side import QuerySide, query_side
+from retrieval.training.query_side import PRETRAINED, TUNES, EncodedQueries, QuerySide, query_side
 
 SAMPLE = 65_536  # documents, at most, that unsupervised starts learn from
 
@@ -25,12 +27,16 @@ SAMPLE = 65_536  # documents, at most, that unsupervised starts learn from
 class Method(ABC):
     """Base of the methods. Constructors take keywords and only store them; `begin` looks at the data.
 
-    `tune`: what of the queries' side is trained besides the code: "code" (nothing), "adapter" (a residual of rank
-    `rank`, folded into the codec) or "encoder" (the query encoder).
+    `tune`: what is trained besides the code: "code" (nothing), "adapter" (of queries a residual of rank `rank`, folded
+    into the codec), "encoder" (the query encoder), or, for methods whose codes may change, "encoders" (one encoder, of
+    queries and documents, learned from labels): every step reads its documents' texts, and before each validation all
+    documents are encoded anew.
     """
 
     name: ClassVar[str]
     needs_labels: ClassVar[bool] = False
+    tunes: ClassVar[tuple[str, ...]] = TUNES[:-1]
+    """What `tune` may be."""
     epochs: ClassVar[int] = 6
     """Passes over the queries when the caller does not say; 0 where `begin` does all there is to do."""
     rerank: ClassVar[str | None] = None
@@ -44,7 +50,8 @@ class Method(ABC):
     tune: str = "code"
     rank: int = 16
     query_lr: float = 1e-4
-    """Learning rate of the adapter; a query encoder gets a twentieth of it, as pretrained weights want."""
+    """Learning rate of the adapter; pretrained weights get a share of it (`query_side.PRETRAINED`), which grows in
+    proportion over the first tenth of all steps."""
 
     modules: nn.ModuleDict
     queries: QuerySide
@@ -54,10 +61,24 @@ class Method(ABC):
         names = inspect.signature(type(self).__init__).parameters
         return {name: getattr(self, name) for name in names if name != "self"}
 
+    def check(self) -> None:
+        """Refuse what the method cannot do with any data. Raises `TrainingError`."""
+        if self.tune not in self.tunes:
+            raise TrainingError(f"tune is {self.tune!r}; it must be one of {', '.join(self.tunes)} for {self.name}")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether relevant documents are needed; an encoder of documents has nothing else that it could be true to."""
+        return self.needs_labels or self.tune == "encoders"
+
     def start(self, data: TrainingData, model: Any = None) -> None:
         """Everything before the first step: the unsupervised start, and what will be trained, in `modules`."""
-        if self.needs_labels and data.positives is None:
-            raise TrainingError(f"{self.name} learns from relevant documents; without labels take distill-vq")
+        self.check()
+        if self.labelled and data.positives is None:
+            kind = self.name if self.needs_labels else "tune='encoders'"
+            raise TrainingError(f"{kind} learns from relevant documents; without labels take distill-vq")
+        if self.tune == "encoders" and data.contents is None:
+            raise TrainingError("tune='encoders' needs the texts of the documents (`TrainingData.contents`)")
         if self.gpl is not None and data.teacher is None:
             raise TrainingError(f"gpl is {self.gpl!r}, and the data have no teacher's scores (`teachers.taught`)")
         torch.manual_seed(self.seed)
@@ -71,10 +92,11 @@ class Method(ABC):
 
     def groups(self) -> list[dict[str, Any]]:
         """Groups of parameters with learning rates, for the optimizer."""
-        rate = self.query_lr / 20 if self.tune == "encoder" else self.query_lr
         others = [p for name, module in self.modules.items() if name != "queries" for p in module.parameters()]
-        groups = [{"params": others, "lr": self.lr}, {"params": list(self.queries.parameters()), "lr": rate}]
-        return [group for group in groups if group["params"]]
+        queries: dict[str, Any] = {"params": list(self.queries.parameters()), "lr": self.query_lr}
+        if self.tune in PRETRAINED:
+            queries["lr"] = queries["peak"] = PRETRAINED[self.tune] * self.query_lr
+        return [group for group in ({"params": others, "lr": self.lr}, queries) if group["params"]]
 
     def epoch(self, data: TrainingData, number: int) -> None:
         """Before each pass: negatives mined anew, codes computed anew."""
@@ -96,6 +118,22 @@ class Method(ABC):
     def codec(self) -> Codec:
         """What has been learned so far, as a fitted codec that takes vectors as they were embedded."""
 
+    def vectors(self, data: TrainingData, rows: np.ndarray) -> Tensor:
+        """Documents float32 (m, d), by their rows int64 (m,); read by the model, with gradients, where it is trained
+        for them."""
+        if self.tune != "encoders":
+            return torch.from_numpy(data.documents[rows])
+        assert data.contents is not None and isinstance(self.queries, EncodedQueries)
+        distinct, places = np.unique(rows, return_inverse=True)
+        return self.queries.read([data.contents[row] for row in distinct])[torch.from_numpy(places)]
+
+    def anew(self, data: TrainingData, progress: Progress | None = None) -> TrainingData:
+        """The data with documents as the model encodes them after an epoch."""
+        if self.tune != "encoders":
+            return data
+        assert data.contents is not None and isinstance(self.queries, EncodedQueries)
+        return replace(data, documents=self.queries.embed_documents(data.contents, progress))
+
     def codes(self, data: TrainingData) -> np.ndarray:
         """The codes of all documents by `codec()`, uint8 (n, bytes)."""
         return self.codec().encode(data.documents)
@@ -114,13 +152,14 @@ class Method(ABC):
 
     def encoder(self, base: Encoder) -> Encoder:
         """What encodes for the index, made of the encoder whose vectors were learned from."""
-        if self.tune != "encoder":
+        if self.tune not in PRETRAINED:
             return base
         from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
+        from retrieval.encoders.tuned import Tuned
         from retrieval.encoders.two_towers import TwoTowers
 
         assert isinstance(base, SentenceTransformerEncoder)
-        return TwoTowers.of(base, self.queries.model)
+        return (Tuned if self.tune == "encoders" else TwoTowers).of(base, self.queries.model)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a checkpoint needs beside the trained tensors."""

@@ -39,6 +39,7 @@ from retrieval.training.data import TrainingData, nearest, quality
 from retrieval.training.loop import Trained, train
 from retrieval.training.method import Method, sampled
 from retrieval.training.negatives import mined, round_trip, rows_found
+from retrieval.training.query_side import PRETRAINED
 from retrieval.training.sources import Questions, document_vectors, query_vectors, rows_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ Search = Callable[[np.ndarray, int], np.ndarray]  # queries (nq, d), k -> rows i
 class TrainedIndex:
     """What a trained index is worth. `trained`: codec, codes and the history of training.
 
-    `rows`: one for the float vectors, one for each unsupervised codec of as many bytes, one for the trained index:
+    `rows`: one for the float vectors, one for each unsupervised codec of as many bytes, one for the trained index
+    (before it, with tune="encoders", one for the float vectors of the trained encoder):
     vectors (what they are), bytes (per document), dev (nDCG@10 on the dev queries with labels, otherwise the share of
     the 10 documents nearest by float vectors that are among the first 10), and the measures on the test queries. Where
     the method keeps vectors on disk to rank again by (BiDR), all rows of codes are ranked so, and bytes are those of
@@ -95,8 +97,9 @@ def train_index(
     retriever = _source(collection, index)
     if epochs and not method.epochs:
         raise TrainingError(f"{method.name} takes no steps; epochs must be left out")
-    if method.tune == "encoder":
-        _neural(retriever.encoder)  # said now, not after all documents have been encoded
+    method.check()
+    if method.tune in PRETRAINED:
+        _neural(retriever.encoder, method.tune)  # said now, not after all documents have been encoded
     with contextlib.closing(Store(collection.folder)) as store, store.reading():  # one generation
         keys = store.keys()
         vectors = document_vectors(retriever, keys, store.contents(), folder, progress)
@@ -105,18 +108,21 @@ def train_index(
         corpus = _Corpus(retriever, keys, vectors, rows, folder)
         if queries is None:
             made = _made(store, corpus, generate, count, keep_top, method.seed, progress)
-            labels = method.needs_labels or method.gpl is not None
+            labels = method.labelled or method.gpl is not None
             data = _data(corpus, method, made.texts, list(made.sources[:, None]) if labels else None)
         else:
             data = _asked(corpus, method, queries)
         if method.gpl is not None:
             data = _taught(store, corpus, data, method.gpl, _others(collection, retriever), progress)
+        if method.tune == "encoders":
+            contents = prompted(_neural(retriever.encoder, method.tune), list(store.contents()), "document")
+            data = replace(data, contents=contents)
     held = _asked(corpus, method, dev) if dev is not None else None
     if held is None:
         data, held = data.split(seed=method.seed)
         if queries is None and method.gpl is not None:
             held = held.without_labels()  # the document that a query was made from is one of many answers
-    model = trainable(_neural(retriever.encoder)) if method.tune == "encoder" else None
+    model = trainable(_neural(retriever.encoder, method.tune)) if method.tune in PRETRAINED else None
     trained = train(
         method, data, held, epochs=epochs, batch=batch, patience=patience, checkpoint=folder / "checkpoint",
         model=model, threads=threads, progress=progress,
@@ -207,7 +213,7 @@ def _data(
     known = np.flatnonzero(vectors.any(axis=1))
     if not len(known):
         raise TrainingError(f"the encoder {encoder.kind!r} knows no word of the {len(texts)} questions")
-    asked = prompted(_neural(encoder), texts) if method.tune == "encoder" else list(texts)
+    asked = prompted(_neural(encoder, method.tune), texts) if method.tune in PRETRAINED else list(texts)
     return TrainingData(corpus.vectors, vectors, positives, asked, negatives).part(known)
 
 
@@ -250,10 +256,10 @@ def _taught(
     return data
 
 
-def _neural(encoder: Encoder) -> SentenceTransformerEncoder:
+def _neural(encoder: Encoder, tune: str) -> SentenceTransformerEncoder:
     if not isinstance(encoder, SentenceTransformerEncoder) or encoder.similarity != "cosine":
         raise TrainingError(
-            f"tune='encoder' needs a sentence-transformers model that compares by cosine, not the encoder "
+            f"tune={tune!r} needs a sentence-transformers model that compares by cosine, not the encoder "
             f"{encoder.kind!r} that compares by {encoder.similarity!r}"
         )
     return encoder
@@ -267,7 +273,7 @@ def _index(corpus: _Corpus, trained: Trained) -> Index:
     made = trained.method.index(trained.codec, corpus.retriever.encoder.similarity)
     for start in range(0, len(corpus.keys), BLOCK):
         block = slice(start, start + BLOCK)
-        made.add(np.ascontiguousarray(corpus.vectors[block]), corpus.keys[block])
+        made.add(np.ascontiguousarray(trained.documents[block]), corpus.keys[block])
     return made
 
 
@@ -283,17 +289,19 @@ def _compare(
         told: dict[str, Any] = {"vectors": name, "bytes": size, "dev": quality(find(asked, 10), dev, exact)}
         return told if test is None else told | _tested(corpus, test, own, find)
 
-    def full(queries: np.ndarray, k: int) -> np.ndarray:
-        return nearest(queries, corpus.vectors, k)
+    def by_vectors(documents: np.ndarray) -> Search:
+        return lambda queries, k: nearest(queries, documents, k)
 
     def by(codec: Codec, codes: np.ndarray) -> Search:
         return lambda queries, k: method.search(codec, codes, dev, queries, k)
 
-    rows = [row("full precision", 4 * corpus.vectors.shape[1], frozen, dev.queries, full)]
+    rows = [row("full precision", 4 * corpus.vectors.shape[1], frozen, dev.queries, by_vectors(corpus.vectors))]
     size = trained.codes.shape[1]
     for name, codec in _baselines(corpus.vectors, size, method.seed, progress).items():
         rows.append(row(name, size, frozen, dev.queries, by(codec, codec.encode(corpus.vectors))))
     asked = trained.method.asked(dev.queries, dev.texts)
+    if method.tune == "encoders":
+        rows.append(row("full precision, tuned", rows[0]["bytes"], encoder, asked, by_vectors(trained.documents)))
     return [*rows, row(method.name, size, encoder, asked, by(trained.codec, trained.codes))]
 
 

@@ -1,4 +1,4 @@
-"""What of the queries' side is trained: nothing, a low-rank adapter, or the query encoder itself."""
+"""What of the encoding is trained: nothing, a low-rank adapter of queries, their encoder, or one for documents too."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from retrieval.errors import TrainingError
+from retrieval.retriever import Progress
 
-TUNES = ("code", "adapter", "encoder")
+TUNES = ("code", "adapter", "encoder", "encoders")
+PRETRAINED = {"encoder": 0.01, "encoders": 0.1}  # learning rate of a pretrained model, as a share of an adapter's
+READ = 16  # documents that a step reads at once
 
 
 class QuerySide(nn.Module, ABC):
@@ -83,8 +87,8 @@ class AdaptedQueries(FrozenQueries):
 class EncodedQueries(QuerySide):
     """A sentence-transformers model that is trained, on the texts of the queries, without dropout.
 
-    Documents were embedded without it, and codes of them are what the queries are to meet: noise on one side of every
-    product only.
+    Where documents stay as they were embedded, which was without, it would be noise on one side of every product only;
+    where the model encodes documents too, what is trained is so what will be searched.
     """
 
     def __init__(self, model: Any, texts: Sequence[str], d: int, batch_size: int = 64) -> None:
@@ -106,6 +110,28 @@ class EncodedQueries(QuerySide):
             starts = range(0, len(texts), self.batch_size)
             return torch.cat([self._vectors(texts[i : i + self.batch_size]) for i in starts]).numpy()
 
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """Vectors float32 (m, d) of documents, with gradients. Of more than `READ` texts no more are held in memory at
+        once: the others are read again for the gradients (gradient checkpointing, Chen et al., 2016)."""
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        parts = [[texts[row] for row in order[i : i + READ]] for i in range(0, len(order), READ)]
+        if len(parts) == 1:
+            return self._vectors(texts)
+        vectors = torch.cat([checkpoint(self._vectors, part, use_reentrant=False) for part in parts])
+        return vectors[torch.from_numpy(np.argsort(order))]
+
+    def embed_documents(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+        """float32 (n, d) of all documents, by the model as it is now."""
+        vectors = np.empty((len(texts), self.d), np.float32)
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            with torch.no_grad():
+                vectors[rows] = self._vectors([texts[row] for row in rows]).numpy()
+            if progress:
+                progress("encoding documents anew", start + len(rows), len(order))
+        return vectors
+
     def _vectors(self, texts: Sequence[str]) -> Tensor:
         read = getattr(self.model, "preprocess", None) or self.model.tokenize  # sentence-transformers before 6
         return F.normalize(self.model(read(list(texts)))["sentence_embedding"].float(), dim=1)
@@ -124,7 +150,7 @@ class EncodedQueries(QuerySide):
 def query_side(
     tune: str, vectors: np.ndarray, texts: Sequence[str] | None, model: Any, *, rank: int, seed: int
 ) -> QuerySide:
-    """The queries' side for `tune`: "code", "adapter" or "encoder" (which needs `texts` and a loaded `model`)."""
+    """The queries' side for `tune`, one of `TUNES`; encoders need `texts` and a loaded `model`."""
     if tune not in TUNES:
         raise TrainingError(f"tune is {tune!r}; it must be one of {', '.join(TUNES)}")
     if tune == "code":
@@ -132,5 +158,5 @@ def query_side(
     if tune == "adapter":
         return AdaptedQueries(vectors, rank, seed)
     if texts is None or model is None:
-        raise TrainingError("tune='encoder' needs the texts of the queries and the model that embedded them")
+        raise TrainingError(f"tune={tune!r} needs the texts of the queries and the model that embedded them")
     return EncodedQueries(model, texts, vectors.shape[1])

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retrieval.retriever import Progress
 from retrieval.training import losses
 from retrieval.training.codebooks import balanced
 from retrieval.training.data import TrainingData
 from retrieval.training.jpq import JPQ
+from retrieval.training.query_side import TUNES
 
 TOGETHER = 512  # documents that are coded together
 
@@ -30,9 +32,14 @@ class RepCONC(JPQ):
     Documents' embeddings are frozen here: what the paper trains in the document encoder is a residual map of low rank
     (`rank`) over them, which the codec applies to new documents too. Balance is asked for within each batch, as in the
     paper, which others of the documents fill up to 512: among fewer than there are centroids it means nothing.
+    With tune="encoders" the encoder is trained, as in the paper: each step reads the texts of its queries, and of a
+    relevant and a mined document of each. Those that fill up are as encoded before the epoch, and no negatives: to tell
+    what moves from what does not is no retrieval. The second stage moves centroids alone, since one encoder serves both
+    sides.
     """
 
     name = "repconc"
+    tunes = TUNES
     epochs = 10
 
     def __init__(
@@ -63,7 +70,16 @@ class RepCONC(JPQ):
         if number <= self.first + 1:
             self._recode(data)
         self.second = number > self.first
+        if self.tune == "encoders":
+            self.queries.requires_grad_(not self.second)
         super().epoch(data, number)
+
+    def anew(self, data: TrainingData, progress: Progress | None = None) -> TrainingData:
+        if self.tune != "encoders" or self.second:
+            return data
+        data = super().anew(data, progress)
+        self._recode(data)
+        return data
 
     def _recode(self, data: TrainingData) -> None:
         """Codes by the nearest of the trained centroids: balance guides the training only (section 4.4)."""
@@ -79,15 +95,25 @@ class RepCONC(JPQ):
         relevant = [data.positives[row] for row in rows]
         mined = [np.setdiff1d(self.negatives[row], some) for row, some in zip(rows, relevant, strict=True)]
         drawn = [random.choice(some) for some in relevant] + [random.choice(some) for some in mined if len(some)]
-        drawn += random.integers(0, len(data.documents), max(0, TOGETHER - len(drawn))).tolist()
-        turned = torch.from_numpy((data.documents[drawn] - self.quantizer.mean) @ self.quantizer.rotation.T)
+        others = random.integers(0, len(data.documents), max(0, TOGETHER - len(drawn)))
+        turned = self._turned(data, drawn, others)
         documents = turned + self.modules["documents"](turned)
         codes = balanced(self.quantizer.books.distances(documents.detach()), self.epsilon)
         coded = self.quantizer.books.decode(codes)
         through = coded + documents - documents.detach()  # straight through: gradients reach centroids and documents
         scores = (self.queries(rows) @ self.quantizer.turn) @ through.T
-        known = torch.from_numpy(np.stack([np.isin(drawn, some) for some in relevant]))
+        known = torch.from_numpy(np.stack([np.isin([*drawn, *others], some) for some in relevant]))
+        if self.tune == "encoders":
+            known[:, len(drawn) :] = True
         target = torch.arange(len(rows))
         known[target, target] = False  # other relevant documents of a query are no negatives
         contrast = losses.info_nce(scores.masked_fill(known, -torch.inf), target, self.temperature)
         return contrast + self.mse * (documents - coded).square().sum(dim=1).mean()
+
+    def _turned(self, data: TrainingData, drawn: list[int], others: np.ndarray) -> Tensor:
+        """Documents (m, d) as OPQ turns them, before the residual map; gradients reach those that are read."""
+        if self.tune != "encoders":
+            rows = [*drawn, *others]
+            return torch.from_numpy((data.documents[rows] - self.quantizer.mean) @ self.quantizer.rotation.T)
+        vectors = torch.cat([self.vectors(data, np.array(drawn)), torch.from_numpy(data.documents[others])])
+        return (vectors - torch.from_numpy(self.quantizer.mean)) @ self.quantizer.turn
