@@ -38,7 +38,7 @@ from retrieval.encoders.base import Encoder
 from retrieval.encoders.cache import Encodings
 from retrieval.encoders.lsa import LSA
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
-from retrieval.training import unlabelled
+from retrieval.training import teachers, unlabelled
 from retrieval.training.bpr import BPR
 from retrieval.training.data import TrainingData, labelled, nearest
 from retrieval.training.distill_vq import DistillVQ
@@ -46,11 +46,14 @@ from retrieval.training.itq import ITQ
 from retrieval.training.jpq import JPQ
 from retrieval.training.loop import train
 from retrieval.training.method import Decoded, Method
+from retrieval.training.negatives import mined
 from retrieval.training.repconc import RepCONC
 
 IDS = {"nfcorpus": "beir/nfcorpus", "scifact": "beir/scifact", "cranfield": "cranfield", "vaswani": "vaswani"}
 MEASURE, JOINED = "nDCG@10", "joined"
 QUERIES = 10_000  # made of the documents of a collection
+NEGATIVES = 20  # of each query, for margins
+DEV = 500  # made queries that are held out from learning margins
 FLOAT = "float32"
 
 
@@ -71,12 +74,19 @@ class Unit:
     ids: list[str]
     documents: np.ndarray
     made: np.ndarray
+    sources: np.ndarray  # of each made query the row of its document
     judged: list[Judged]
     labels: list[tuple[np.ndarray, list[np.ndarray]]] = field(default_factory=list)
 
     def free(self) -> TrainingData:
         """Queries made of the documents; no label."""
         return TrainingData(self.documents, self.made)
+
+    def margins(self) -> TrainingData:
+        """Queries made of the documents, with GPL's margins by the float vectors."""
+        positives = list(self.sources[:, None])
+        negatives = mined([nearest(self.made, self.documents, 2 * NEGATIVES)], positives, NEGATIVES)
+        return teachers.taught(TrainingData(self.documents, self.made, positives, None, negatives))
 
     def taught(self) -> TrainingData:
         """Training queries with their relevant documents."""
@@ -110,6 +120,7 @@ UNSUPERVISED: dict[str, Fitted] = {
 TRAINED: dict[str, tuple[bool, Callable[[int, int], Method]]] = {  # whether it takes labels, and the method
     "itq": (False, lambda size, seed: ITQ(bytes=size, seed=seed)),
     "bpr, label-free": (False, lambda size, seed: BPR(bytes=size, seed=seed)),
+    "bpr, gpl": (False, lambda size, seed: BPR(bytes=size, gpl="embedding", seed=seed)),
     "bpr": (True, lambda size, seed: BPR(bytes=size, seed=seed)),
     "distill-vq": (False, lambda size, seed: DistillVQ(bytes=size, seed=seed)),
     "distill-vq, labels": (True, lambda size, seed: DistillVQ(bytes=size, seed=seed)),
@@ -118,7 +129,7 @@ TRAINED: dict[str, tuple[bool, Callable[[int, int], Method]]] = {  # whether it 
     "jpq, additive": (True, lambda size, seed: JPQ(bytes=size, codebooks="additive", seed=seed)),
     "repconc": (True, lambda size, seed: RepCONC(bytes=size, seed=seed)),
 }  # fmt: skip
-BINARY = {"sign bits", "rabitq", "itq", "bpr", "bpr, label-free"}  # compared at d / 8 bytes only
+BINARY = {"sign bits", "rabitq", "itq", "bpr", "bpr, label-free", "bpr, gpl"}  # compared at d / 8 bytes only
 
 
 def cells(unit: Unit, sizes: Sequence[int], methods: Sequence[str] | None) -> list[tuple[str, int]]:
@@ -147,7 +158,13 @@ def measured(unit: Unit, name: str, size: int, seed: int) -> dict[str, Any]:
         codes, history = codec.encode(unit.documents), []
     else:
         with_labels, make = TRAINED[name]
-        trained = train(make(size, seed), unit.taught() if with_labels else unit.free())
+        method = make(size, seed)
+        if method.gpl is None:
+            trained = train(method, unit.taught() if with_labels else unit.free())
+        else:  # a made query's own document says little: how well the float vectors' order is kept chooses the epoch
+            order = np.random.default_rng(seed).permutation(len(unit.made))
+            dev = TrainingData(unit.documents, unit.made[order[:DEV]])
+            trained = train(method, unit.margins().part(order[DEV:]), dev)
         codec, codes, history = trained.codec, trained.codes, trained.history
     return {
         "values": unit.measure(Decoded(codec, codes)), "seconds": round(time.perf_counter() - started, 1),
@@ -238,9 +255,9 @@ def unit_of(
 ) -> Unit:
     """A collection as a unit. Labels are taken from its split "train", if it has one."""
     encode = lambda texts: encoded(list(texts), encoder, cache)  # noqa: E731
-    made = unlabelled.mixed(documents, count=QUERIES).texts
+    made = unlabelled.mixed(documents, count=QUERIES)
     judged = evaluation.load(source)
-    unit = Unit(name, [f"{name}/{d.id}" for d in documents], vectors, encode(made), [
+    unit = Unit(name, [f"{name}/{d.id}" for d in documents], vectors, encode(made.texts), made.sources, [
         Judged(name, encode(judged.queries.values()), judged)])  # fmt: skip
     try:
         taught = evaluation.load(source, "train")
@@ -254,8 +271,9 @@ def unit_of(
 def joined(units: Sequence[Unit]) -> Unit:
     """All collections as one corpus."""
     whole = Unit(JOINED, [], np.concatenate([unit.documents for unit in units]),
-                 np.concatenate([unit.made for unit in units]), [])  # fmt: skip
+                 np.concatenate([unit.made for unit in units]), np.empty(0, np.int64), [])  # fmt: skip
     for unit in units:
+        whole.sources = np.concatenate([whole.sources, unit.sources + len(whole.ids)])
         whole.labels += [(queries, [rows + len(whole.ids) for rows in positives]) for queries, positives in unit.labels]
         whole.ids += unit.ids
         whole.judged += unit.judged
