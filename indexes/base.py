@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,8 @@ KINDS = {
     "two-stage": "indexes.binary.two_stage:TwoStageIndex",
     "recurrent-binary": "indexes.binary.recurrent:RecurrentBinaryIndex",
 }
+
+BUILDING = threading.RLock()  # of all indexes: with a lock of its own, none could be copied
 
 Self = TypeVar("Self", bound="Index")
 
@@ -84,6 +87,7 @@ class Index(ABC):
 
     def __init__(self) -> None:
         self._ids = np.empty(0, np.int64)
+        self._settled = False  # whether a search has built, since rows last changed, what all searches read
 
     # -- the public verbs ------------------------------------------------------------------------------------------
 
@@ -100,6 +104,7 @@ class Index(ABC):
         checked = self._check_vectors(vectors)
         new = self._check_ids(ids, checked.shape[0])
         if len(new):
+            self._settled = False
             self._add(checked, new)
             self._ids = np.concatenate([self._ids, new])
         return self
@@ -114,6 +119,8 @@ class Index(ABC):
         rows are returned whenever they exist.
         `threads`: at most so many at once; default: the cores of this process for a batch. Results do not depend on it.
         `knobs`: search parameters of the kind of index, see `search_knobs`; unknown ones raise `UnknownParameter`.
+
+        Several threads may search at the same time, but not while another adds or removes.
         """
         if not isinstance(k, (int, np.integer)) or k < 1:  # a union would be made at every call
             raise InvalidParameter(f"k is {k!r}; it must be an integer of at least 1")
@@ -126,7 +133,12 @@ class Index(ABC):
         if not (nq and found and (bitmap is None or bitmap.any())):
             return Hits(np.empty((nq, 0), np.float32), np.empty((nq, 0), np.int64)).padded(int(k))
         workers = available_threads() if threads is None else threads
-        return Hits(*self._search(checked, found, bitmap, workers, **settings)).padded(int(k))
+        if self._settled:
+            return Hits(*self._search(checked, found, bitmap, workers, **settings)).padded(int(k))
+        with BUILDING:  # other callers wait: two that build at once would leave a mix behind
+            hits = Hits(*self._search(checked, found, bitmap, workers, **settings))
+            self._settled = True
+        return hits.padded(int(k))
 
     def remove(self, ids: Any) -> int:
         """Remove the vectors with these ids; ids that are not there are ignored. Returns how many were removed.
@@ -139,13 +151,15 @@ class Index(ABC):
         gone = np.isin(self._ids, given.astype(np.int64))
         count = int(gone.sum())
         if count:
+            self._settled = False
             self._remove(~gone)
             self._ids = self._ids[~gone]
         return count
 
     def save(self, path: str | Path) -> None:
         """Save into the folder `path`, atomically: after a crash it holds the old index or the new one."""
-        state, arrays, foreign = self._state()
+        with BUILDING:
+            state, arrays, foreign = self._state()
         header = {"kind": self.kind, "n": len(self), "parameters": self.parameters(), "state": state}
         storage.save(path, header, {"ids": self._ids, **arrays}, foreign)
 
@@ -192,7 +206,8 @@ class Index(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Kind, n, width, parameters (those chosen from n included) and bytes per part."""
-        _, arrays, _ = self._state()
+        with BUILDING:
+            _, arrays, _ = self._state()
         parts = {name: int(array.nbytes) for name, array in {"ids": self._ids, **arrays}.items()}
         parts.update(self._foreign_bytes())
         described = {"kind": self.kind, "n": len(self), **self._shape(), **self.parameters(), **self._chosen()}

@@ -26,7 +26,6 @@ from indexes.binary.hamming import HammingIndex
 from indexes.binary.multi_index import MultiIndexHashing
 from indexes.dense.base import DenseIndex
 from indexes.dense.flat import FlatIndex
-from indexes.dense.store import DTYPES, VectorStore
 from indexes.errors import InvalidIds, InvalidParameter
 from indexes.sparse.blockmax import BlockMaxIndex
 from indexes.sparse.eager import EagerIndex
@@ -222,7 +221,7 @@ def _twin(indexes: Sequence[Index]) -> Index:
         if isinstance(index, EXACT):
             return index
     for index in indexes:
-        vectors = _vectors(index)
+        vectors = getattr(index, "vectors", None)
         if hasattr(vectors, "tocsr"):
             return EagerIndex().add(vectors, index.ids)
         if isinstance(index, DenseIndex) and vectors is not None and len(vectors):
@@ -231,17 +230,6 @@ def _twin(indexes: Sequence[Index]) -> Index:
             return HammingIndex().add(index.codes, index.ids)
     kinds = ", ".join(index.kind for index in indexes)
     raise InvalidParameter(f"exact is None, and {kinds} holds no vectors to search; give an exact index or its Hits")
-
-
-def _vectors(index: Any) -> Any:
-    """The vectors that an index holds, by row, as they are stored: (n, d), or sparse (n, V); None where there are none.
-
-    Levels of 8 bits are not: what they find is near to what the vectors would, not the same.
-    """
-    store = getattr(index, "_store", None)
-    if isinstance(store, VectorStore):
-        return store.stored(index.d or 0) if store.dtype.name in DTYPES else None
-    return getattr(index, "vectors", None)
 
 
 # -- what is fast ------------------------------------------------------------------------------------------------------

@@ -224,7 +224,8 @@ class Collection:
         the first `keep_top`, if that is given; methods that need labels take that document for relevant. `dev`:
         questions that stop training and choose its best epoch; by default a tenth of the others. `test`: judged queries
         for the comparison that comes back. `epochs`, `batch`, `patience`, `threads`: see `retrieval.training.loop`.
-        With tune="encoder" the trained query model is saved in the index (`retrieval.encoders.two_towers`).
+        With tune="encoder" the trained query model is saved in the index (`retrieval.encoders.two_towers`), with
+        tune="encoders" (RepCONC, BPR; labels needed) the one for both sides (`retrieval.encoders.tuned`).
         Interrupted, the same call goes on from what it left in the collection's folder training/NAME. Others may change
         the collection meanwhile: at the end the new index is brought up to date. Later changes keep what was learned.
         Raises `CollectionError` (a name in use, an unknown index), `TrainingError`, `MissingExtra` (torch).

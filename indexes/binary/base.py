@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from indexes.base import Index, available_threads, in_chunks
+from indexes.base import BUILDING, Index, available_threads, in_chunks
 from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors
 
 LONGEST = 8191  # bytes of a code: distances fit 16 bits
@@ -68,7 +68,8 @@ class BinaryIndex(Index):
         starts = np.zeros(len(checked) + 1, np.int64)
         if not len(checked) or not len(self):
             return Within(starts, np.empty(0, np.int32), np.empty(0, np.int64))
-        words, allowed = self._prepare(checked, bitmap)
+        with BUILDING:
+            words, allowed = self._prepare(checked, bitmap)
         radius = min(int(radius), checked.shape[1] * 8)
         workers = available_threads() if threads is None else threads
         lengths, distances, places = self._within(words, radius, allowed, workers)

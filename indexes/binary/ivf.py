@@ -75,7 +75,7 @@ class BinaryIVFIndex(BinaryIndex):
         """
         if len(self):
             raise InvalidParameter(f"fit needs an empty index; this one holds {len(self)} codes")
-        self.nbytes = None
+        self._centroids = self.nbytes = None  # what is refused below leaves nothing learned
         sample = self._check_vectors(vectors)
         n = len(sample)
         if n < (self.nlist or 1):
@@ -207,3 +207,5 @@ class BinaryIVFIndex(BinaryIndex):
             raise CorruptIndex(f"words are {self._words.dtype} {self._words.shape}, not uint64 {expected}")
         if self._radii.shape != (nlist,) or self._radii.dtype != np.int32:
             raise CorruptIndex(f"radii are {self._radii.dtype} {self._radii.shape}, not int32 ({nlist},)")
+        if not 0 <= self._radii.min() <= self._radii.max() <= 8 * self.nbytes:
+            raise CorruptIndex(f"radii are {self._radii.min()} to {self._radii.max()}, of {8 * self.nbytes} bits")

@@ -59,6 +59,11 @@ class TwoStageIndex(DenseIndex):
             "metric": self.metric, "rescore": self.rescore, "candidates": self.candidates, "seed": self.seed,
         }  # fmt: skip
 
+    @property
+    def vectors(self) -> np.ndarray | None:
+        """The stored vectors float16 (n, d) by row; None if `rescore` is "code"."""
+        return self._store.stored(self.d or 1) if self.rescore == "float16" else None
+
     def _chosen(self) -> dict[str, Any]:
         return {"rotated": self._rotation.d is not None}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from indexes.codecs import Codec
 from indexes.dense.base import DenseIndex
-from indexes.dense.store import KEPT, VectorStore
+from indexes.dense.store import DTYPES, KEPT, VectorStore
 from indexes.errors import CorruptIndex, InvalidParameter
 
 Self = TypeVar("Self", bound="CodedIndex")
@@ -35,6 +35,11 @@ class CodedIndex(DenseIndex):
 
     def emptied(self: Self) -> Self:
         return type(self)(**self.parameters() | {"codec": self.codec}) if self.trained else super().emptied()
+
+    @property
+    def vectors(self) -> np.ndarray | None:
+        """The vectors (n, d) by row in the dtype of `rerank`; None where that is None or "lvq8", which rounds them."""
+        return self._store.stored(self.d or 0) if self._store is not None and self.rerank in DTYPES else None
 
     def _coded_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Of `_state`: d and the codec, what it learned, and the stored vectors."""

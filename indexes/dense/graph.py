@@ -194,6 +194,12 @@ class GraphIndex(CodedIndex):
             in_chunks(lambda a, b: self._scan(ready, asked, chosen, a, b, scores, ids), len(queries), threads)
         return scores, ids
 
+    @property
+    def vectors(self) -> np.ndarray | None:
+        """As in other indexes with a codec; copied at each call once something was removed."""
+        stored = super().vectors
+        return stored if stored is None or not self._removed.any() else stored[~self._removed]
+
     def _prepared(self) -> Ready:
         if self._ready is None:
             ids, places = self._ids, None

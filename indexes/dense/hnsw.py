@@ -40,10 +40,7 @@ class HNSWIndex(FaissIndex):
         self, *, metric: str = "ip", M: int = 32, ef_construction: int = 200, ef_search: int | None = None
     ) -> None:
         super().__init__(metric=metric)
-        if M < 2 or ef_construction < 1:
-            raise InvalidParameter(f"M is {M}, ef_construction {ef_construction}; M must be >= 2, the other >= 1")
-        if not self.search_knobs["ef_search"](ef_search):
-            raise InvalidParameter(f"ef_search is {ef_search!r}; it must be an integer of at least 1, or None")
+        check_parameters(M, ef_construction, ef_search)
         self.M, self.ef_construction, self.ef_search = M, ef_construction, ef_search
 
     def parameters(self) -> dict[str, Any]:
@@ -115,6 +112,15 @@ class HNSWIndex(FaissIndex):
             self._faiss, self._slots = None, np.empty(0, np.int64)
             if len(vectors):
                 self._add(vectors, self._ids[keep])
+
+
+def check_parameters(M: Any, ef_construction: Any, ef_search: Any) -> None:
+    """Those of every HNSW graph, or `InvalidParameter`."""
+    for name, value, least in (("M", M, 2), ("ef_construction", ef_construction, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InvalidParameter(f"{name} is {value!r}; it must be an integer of at least {least}")
+    if not HNSWIndex.search_knobs["ef_search"](ef_search):
+        raise InvalidParameter(f"ef_search is {ef_search!r}; it must be an integer of at least 1, or None")
 
 
 def scan(

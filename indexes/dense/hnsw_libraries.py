@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from indexes.dense.hnsw import HNSWIndex
+from indexes.dense.hnsw import HNSWIndex, check_parameters
 from indexes.dense.library_base import LibraryIndex
-from indexes.errors import InvalidParameter
 
 
 class LibraryHNSW(LibraryIndex):
@@ -30,10 +29,7 @@ class LibraryHNSW(LibraryIndex):
         dtype: str = "float16",
     ) -> None:
         super().__init__(metric=metric, dtype=dtype)
-        if M < 2 or ef_construction < 1:
-            raise InvalidParameter(f"M is {M}, ef_construction {ef_construction}; M must be >= 2, the other >= 1")
-        if not self.search_knobs["ef_search"](ef_search):
-            raise InvalidParameter(f"ef_search is {ef_search!r}; it must be an integer of at least 1, or None")
+        check_parameters(M, ef_construction, ef_search)
         self.M, self.ef_construction, self.ef_search = M, ef_construction, ef_search
 
     def parameters(self) -> dict[str, Any]:

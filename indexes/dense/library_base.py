@@ -26,7 +26,7 @@ from indexes.dense.hnsw import EFFORT, REBUILD_ABOVE, scan
 from indexes.dense.store import DTYPES, VectorStore, as_numbers, ask_disk
 from indexes.errors import CorruptIndex, InvalidParameter, MissingLibrary
 
-LARGEST = 60_000.0  # number that is given to a graph of float16
+LARGEST = {"float16": 60_000.0, "float32": 1e17}  # number that is given to a graph: sums of squares stay finite
 
 
 class LibraryIndex(DenseIndex):
@@ -111,8 +111,9 @@ class LibraryIndex(DenseIndex):
 
     def _scaled(self, vectors: np.ndarray) -> np.ndarray:
         """float32, as the graph holds them: hnswlib and usearch compute 1 - x.y, in which small products vanish."""
-        scaled = vectors.astype(np.float32) * np.float32(self._scale)
-        return scaled.clip(-LARGEST, LARGEST) if self.dtype == "float16" else scaled
+        with np.errstate(over="ignore"):
+            scaled = vectors.astype(np.float32) * np.float32(self._scale)
+        return scaled.clip(-LARGEST[self.dtype], LARGEST[self.dtype])
 
     # -- searching -----------------------------------------------------------------------------------------------------
 

@@ -27,8 +27,8 @@ class SVSIndex(LibraryIndex):
     """Approximate search by SVS (pip install scalable-vs: Linux on x86-64); the exact twin is `FlatIndex`.
 
     `metric`: "ip", "cosine" or "l2".
-    `R`: neighbours per vector, at most. `window`: candidates kept while a vector is linked. `alpha`: above 1 for "l2",
-    below 1 for the others, it keeps long links; None chooses 1.2 and 0.95.
+    `R`: neighbours per vector, at most. `window`: candidates kept while a vector is linked. `alpha`: 1 or more for
+    "l2", 1 or less for the others, it keeps long links; None chooses 1.2 and 0.95.
     `compression`: what the graph holds: None for vectors as `dtype`; "lvq4" and "lvq8", locally-adaptive codes of 4 or
     8 bits a number; "lvq4x4" and "lvq4x8", the first 4 bits of which walk (Aguerrebere et al., VLDB 2023); "leanvec",
     8-bit codes of half of the dimensions, then of all (Tepper et al., 2023).
@@ -62,9 +62,11 @@ class SVSIndex(LibraryIndex):
         for name, value, least in (("R", R, 2), ("window", window, 1)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InvalidParameter(f"{name} is {value!r}; it must be an integer of at least {least}")
-        above, below = (1, math.inf) if metric == "l2" else (0, 1)
-        if alpha is not None and not (isinstance(alpha, int | float) and above <= alpha <= below and alpha < math.inf):
-            raise InvalidParameter(f"alpha is {alpha!r}; for {metric!r} it must be from {above} to {below}, or None")
+        allowed, least, most = ("at least 1", 1, math.inf) if metric == "l2" else ("above 0, at most 1", 0, 1)
+        if alpha is not None and not (
+            isinstance(alpha, int | float) and least <= alpha <= most and 0 < alpha < math.inf
+        ):  # fmt: skip
+            raise InvalidParameter(f"alpha is {alpha!r}; for {metric!r} it must be {allowed}, or None")
         if compression is not None and compression not in COMPRESSIONS:
             raise InvalidParameter(
                 f"compression is {compression!r}; it must be one of {', '.join(COMPRESSIONS)}, or None"

@@ -148,6 +148,7 @@ class TenantIndex(DenseIndex):
             return super().search(queries, k, allow=allow, threads=threads, **knobs)
         view = copy.copy(self)  # of this search: another thread may search for another tenant
         view._seen = self._seen_by(tenant)
+        view._settled = True  # there is nothing else to build
         return super(TenantIndex, view).search(queries, k, allow=allow, threads=threads, **knobs)
 
     @property

@@ -12,7 +12,7 @@ import indexes
 from indexes import BinaryIVFIndex, HammingIndex, tune, tuning
 from indexes.binary import clustering
 from indexes.binary.clustering import k_majority, majorities, nearest_centroids
-from indexes.errors import InvalidParameter, InvalidVectors, NotFitted
+from indexes.errors import CorruptIndex, InvalidParameter, InvalidVectors, NotFitted
 from indexes.kernels import binary_ivf
 from indexes.kernels.binary_ivf import BATCH, LANES, near
 from indexes.kernels.hamming import as_words
@@ -325,6 +325,10 @@ def test_wrong_use():
         with pytest.raises(InvalidVectors, match=f"codes have {width} bytes; those of this index have 5"):
             index.add(CODES[:, :width])
     assert len(index) == 0
+    with pytest.raises(InvalidVectors, match="float64"):
+        index.fit(CODES.astype(float))
+    with pytest.raises(NotFitted):  # codes of any width would be compared with centroids of five bytes
+        index.add(CODES)
     index.fit(CODES).add(CODES[:9])  # empty, it may be fitted anew
     assert (len(index), index.nbytes) == (9, 16)
 
@@ -369,4 +373,8 @@ def test_files(tmp_path, refusing):
     refused(lambda header: header["files"].update(lists=header["files"]["ids"]), "lists are int64")
     refused(lambda header: header["files"].update(radii=header["files"]["lists"]), "radii are int32")
     refused(lambda header: header["files"].update(words=header["files"]["ids"]), "words are int64")
+    index._radii[:2] = -1, 129
+    index.save(tmp_path / "radii")
+    with pytest.raises(CorruptIndex, match="radii are -1 to 129, of 128 bits"):
+        indexes.load(tmp_path / "radii")
 

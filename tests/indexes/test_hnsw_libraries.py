@@ -165,6 +165,14 @@ def test_later_vectors_much_longer_than_the_first(make):
     assert len(index) == 600
 
 
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+@pytest.mark.filterwarnings("error")
+def test_first_vectors_so_short_that_others_leave_float32(make, metric):
+    index = make(metric=metric, dtype="float32").add(vectors(300) * np.float32(1e-43)).add(vectors(300, 1))
+    hits = index.search(vectors(5, 2) * np.float32(1e17), 20)
+    assert np.isfinite(index._scaled(index.vectors)).all() and (hits.ids >= 0).all()
+
+
 def test_callers_at_the_same_time(make):
     index, queries = make().add(vectors()), vectors(200, 1)
     expected = index.search(queries, 10, threads=1)
@@ -236,8 +244,11 @@ def test_candidates_against_the_definition(l2, dtype):
 
 @pytest.mark.parametrize("kind", [HnswlibIndex, UsearchIndex])
 @pytest.mark.parametrize(
-    "wrong", [{"metric": "dot"}, {"M": 1}, {"ef_construction": 0}, {"ef_search": 0}, {"dtype": "int8"}], ids=str
-)
+    "wrong",
+    [{"metric": "dot"}, {"M": 1}, {"M": 8.0}, {"ef_construction": 0}, {"ef_construction": "9"}, {"ef_search": 0},
+     {"dtype": "int8"}],
+    ids=str,
+)  # fmt: skip
 def test_hnsw_parameters_out_of_range_are_refused(kind, wrong):
     with pytest.raises(InvalidParameter, match=next(iter(wrong))):
         kind(**wrong)
@@ -245,8 +256,9 @@ def test_hnsw_parameters_out_of_range_are_refused(kind, wrong):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"metric": "dot"}, {"R": 1}, {"R": 2.0}, {"window": 0}, {"alpha": 1.2}, {"alpha": 0.9, "metric": "l2"},
-     {"alpha": float("inf"), "metric": "l2"}, {"compression": "lvq"}, {"search_window": 0}, {"dtype": "int8"}],
+    [{"metric": "dot"}, {"R": 1}, {"R": 2.0}, {"window": 0}, {"alpha": 1.2}, {"alpha": 0},
+     {"alpha": 0.9, "metric": "l2"}, {"alpha": float("inf"), "metric": "l2"}, {"compression": "lvq"},
+     {"search_window": 0}, {"dtype": "int8"}],
     ids=str,
 )  # fmt: skip
 def test_svs_parameters_out_of_range_are_refused(wrong):

@@ -20,6 +20,7 @@ from indexes import (
     BlockMaxIndex,
     EagerIndex,
     FlatIndex,
+    GraphIndex,
     HammingIndex,
     Hits,
     HNSWIndex,
@@ -29,6 +30,7 @@ from indexes import (
     ScanIndex,
     SeismicIndex,
     TwoStageIndex,
+    UsearchIndex,
     tune,
     tuning,
 )
@@ -265,6 +267,21 @@ def test_what_is_right_comes_from_the_vectors_that_an_index_keeps(make):
     assert isinstance(twin, FlatIndex) and np.array_equal(twin.search(queries, 3).ids, exact.search(queries, 3).ids)
     tuned = tune(index, queries, K, target_recall=0.9)
     assert tuned.reached and tuned.chosen.recall == pytest.approx(recall(index, exact, queries[::2]), abs=0.005)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: ScanIndex(rerank="float16"), lambda: GraphIndex(rerank="float32"), lambda: TwoStageIndex(rescore="float16"),
+    HNSWIndex, UsearchIndex,
+])  # fmt: skip
+def test_what_is_right_is_among_the_rows_that_are_left(make):
+    """Graphs keep the vectors of rows that were removed."""
+    if make is UsearchIndex:
+        pytest.importorskip("usearch")
+    rows, index = clustered(300, 1)[0], make()
+    index.fit(rows).add(rows).remove(np.arange(0, 300, 3))
+    twin = tuning._twin([index])
+    np.testing.assert_array_equal(twin.ids, index.ids)
+    np.testing.assert_allclose(twin.vectors, rows[index.ids], rtol=1e-3)
 
 
 def test_codes_in_lists_are_compared_with_a_scan_of_them():
