@@ -160,9 +160,14 @@ class BinaryIndex(Index):
 
     def _build(self) -> None:
         if self._pending or not self._packed:
-            codes, self._pending, self._order = self.codes, [], id_order(self._ids)
-            self._packed = len(codes)
-            self._pack(codes if self._order is None else codes[self._order])
+            codes, order = self.codes, id_order(self._ids)
+            self._pending, self._order, self._packed = [], order, len(codes)
+            try:
+                self._pack(codes if order is None else codes[order])
+            except BaseException:  # memory
+                self._clear()
+                self._pending = [codes]
+                raise
 
     def _prepare(self, queries: np.ndarray, allow: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Queries as words, and the filter in the order of ids."""

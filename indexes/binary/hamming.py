@@ -13,7 +13,7 @@ from indexes.errors import CorruptIndex
 class HammingIndex(BinaryIndex):
     """Every distance is computed: exact, without parameters, at the speed of memory for a single query.
 
-    A batch of queries reads the codes from the cache, and is two to six times as fast per query.
+    A batch of queries reads the codes from the cache, and is three to six times as fast per query.
     """
 
     kind = "hamming"

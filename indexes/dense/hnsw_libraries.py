@@ -39,9 +39,9 @@ class LibraryHNSW(LibraryIndex):
         }  # fmt: skip
 
     def _chosen(self) -> dict[str, Any]:
-        return {"ef_search": self._kept(ef_search=self.ef_search)}
+        return {"ef_search": self._beam(ef_search=self.ef_search)}
 
-    def _kept(self, **knobs: Any) -> int:
+    def _beam(self, **knobs: Any) -> int:
         ef: int | None = knobs["ef_search"]
         return ef if ef is not None else (96 if len(self) <= 100_000 else 160)
 

@@ -122,18 +122,35 @@ class IVFIndex(CodedIndex):
 
     # -- learning, adding, removing ------------------------------------------------------------------------------------
 
-    def fit(self, vectors: Any, queries: Any = None, *, centroids: Centroids | None = None) -> IVFIndex:
+    def fit(
+        self, vectors: Any, queries: Any = None, *, centroids: Centroids | np.ndarray | None = None
+    ) -> IVFIndex:  # fmt: skip
         """Learn centroids and codes from a sample (n, d); `queries` (nq, d) are for `LeanVec`. The index must be empty.
 
-        `centroids`: those that training made. They stay: k-means is left out, also when the index is `emptied`.
-        Raises `InvalidParameter` (also where the sample is smaller than nlist), `InvalidVectors`.
+        `centroids`: float32 (nlist, d), or what training made. They stay: k-means is left out, also when the index is
+        `emptied`. Raises `InvalidParameter` (also where the sample is smaller than nlist), `InvalidVectors`; the index
+        is as before then.
         """
         if len(self):
             raise InvalidParameter(f"fit needs an empty index; this one holds {len(self)} vectors")
-        self.d = None
-        sample = self._check_vectors(vectors)
+        before, self.d = self.d, None
+        try:
+            self._learn(self._check_vectors(vectors), queries, centroids)
+        except BaseException:
+            self.d = before
+            raise
+        return self
+
+    def _learn(self, sample: np.ndarray, queries: Any, centroids: Centroids | np.ndarray | None) -> None:
         n = len(sample)
         given = self._centroids if centroids is None and self._given else centroids
+        if given is not None and not isinstance(given, Centroids):
+            means = np.require(given, np.float32, ["C", "W"])
+            if means.ndim != 2 or means.shape[1:] != sample.shape[1:] or not np.isfinite(means).all():
+                raise InvalidVectors(
+                    f"centroids have shape {means.shape}; they must be finite, (nlist, {sample.shape[1]})"
+                )
+            given = Centroids(means, shifts_of(sample, means, self.metric), self.metric)
         if given is not None:
             given.check(self.metric, sample.shape[1], self.nlist)
         elif n < (self.nlist or 1):
@@ -150,7 +167,6 @@ class IVFIndex(CodedIndex):
             self._centroids, self._given, self.trained = given, True, True
         self.d = sample.shape[1]
         logger.info("IVF fitted on %d vectors: %s", n, self._chosen())
-        return self
 
     def emptied(self) -> IVFIndex:
         made = super().emptied()

@@ -77,7 +77,7 @@ class LibraryIndex(DenseIndex):
         """Set `_graph` from a file; its d and number of slots. Anything that is raised means a corrupt file."""
 
     @abstractmethod
-    def _kept(self, **knobs: Any) -> int:
+    def _beam(self, **knobs: Any) -> int:
         """Candidates for k = 1 where nothing is excluded."""
 
     # -- adding and removing -------------------------------------------------------------------------------------------
@@ -90,13 +90,18 @@ class LibraryIndex(DenseIndex):
             raise MissingLibrary(f"{name} needs {self.package} ({problem}): pip install {self.package}") from problem
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
-        library, slots = self._library(), len(self._store.vectors(0))
+        library, slots, before = self._library(), len(self._store.vectors(0)), (self._slots, self.d)
         self._store.add(vectors)
         self._slots = np.concatenate([self._slots, np.arange(slots, slots + len(vectors))])
         self.d, self._answers = vectors.shape[1], None
         if self._graph is None:
             self._scale = 1.0 if self.metric == "cosine" else _scale(vectors)
-        self._extend(library, self._store.vectors(self.d))
+        try:
+            self._extend(library, self._store.vectors(self.d))
+        except BaseException:
+            self._store.keep(np.arange(slots + len(vectors)) < slots)
+            self._slots, self.d = before
+            raise
 
     def _remove(self, keep: np.ndarray) -> None:
         self._slots, self._answers = self._slots[keep], None
@@ -130,7 +135,7 @@ class LibraryIndex(DenseIndex):
         rows = None if allow is None else np.flatnonzero(allow)
         stored = self._store.vectors(self.d or 0)
         slots, answering = len(stored), len(self) if rows is None else len(rows)
-        count = min(self._linked, math.ceil(max(k, self._kept(**knobs)) * slots / answering))
+        count = min(self._linked, math.ceil(max(k, self._beam(**knobs)) * slots / answering))
         if answering <= EFFORT * count or not count:
             return self._scan(queries, k, rows, threads)
         answers = self._prepared()

@@ -84,7 +84,7 @@ class SVSIndex(LibraryIndex):
             "compression": self.compression, "search_window": self.search_window, "dtype": self.dtype,
         }  # fmt: skip
 
-    def _kept(self, **knobs: Any) -> int:
+    def _beam(self, **knobs: Any) -> int:
         return knobs["search_window"] or 64
 
     def _extend(self, library: ModuleType, vectors: np.ndarray) -> None:

@@ -96,8 +96,11 @@ class TenantIndex(DenseIndex):
         """
         if len(self):
             raise InvalidParameter(f"fit needs an empty index; this one holds {len(self)} vectors")
-        self.d = None
-        sample = self._check_vectors(vectors)
+        before, self.d = self.d, None
+        try:
+            sample = self._check_vectors(vectors)
+        finally:
+            self.d = before
         nlist = self.nlist or max(1, min(int(4 * len(sample) ** 0.5), len(sample) // PER_LIST))
         self._centroids, self.d = k_means(sample, nlist, seed=self.seed, iterations=10), sample.shape[1]
         return self
