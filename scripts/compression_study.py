@@ -318,16 +318,23 @@ def draw(rows: Sequence[Sequence[Any]], share: int, path: Path) -> None:
     from matplotlib import pyplot
 
     ways = sorted({row[0] for row in rows})
-    figure, all_axes = pyplot.subplots(1, len(ways), figsize=(7 * len(ways), 6), sharey=True, squeeze=False)
+    names = list(dict.fromkeys(row[2] for row in rows if row[2] != FLOAT))
+    sizes = sorted({row[1] for row in rows if row[2] != FLOAT})
+    shape: dict[str, Any] = {"figsize": (7 * len(ways), 6), "squeeze": False, "sharex": True, "sharey": True}
+    figure, all_axes = pyplot.subplots(1, len(ways), **shape)
     for axes, way in zip(all_axes[0], ways, strict=True):
-        for name in dict.fromkeys(row[2] for row in rows if row[2] != FLOAT):
+        for name, color in zip(names, pyplot.colormaps["tab20"].colors, strict=False):
             points = sorted((row[1], 100 * row[share]) for row in rows if row[0] == way and row[2] == name)
-            axes.plot(*zip(*points, strict=True), "o-" if name in TRAINED else "s--", label=name) if points else None
-        axes.set(xscale="log", xlabel="bytes per document", title=way)
+            label = f"{name} (labels)" if name in TRAINED and TRAINED[name][0] and "labels" not in name else name
+            style = "o-" if name in TRAINED else "s--"
+            axes.plot([size for size, _ in points], [value for _, value in points], style, color=color, label=label)
+        axes.set(xscale="log", xlabel="bytes per document", title=f"collections {way}")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
         axes.axhline(100, color="gray", linewidth=0.5)
         axes.grid(True, alpha=0.3)
     all_axes[0][0].set_ylabel(f"{MEASURE}, % of float32")
-    all_axes[0][-1].legend(fontsize="small")
+    all_axes[0][0].legend(fontsize="small", loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
