@@ -53,7 +53,7 @@ class HNSWIndex(FaissIndex):
         return {"ef_search": self._ef(self.ef_search)}
 
     def _ef(self, ef_search: int | None) -> int:
-        return ef_search if ef_search is not None else (96 if len(self) <= 100_000 else 160)
+        return ef_search if ef_search is not None else usual_ef(len(self))
 
     def _make(self, d: int) -> faiss.Index:
         import faiss
@@ -121,6 +121,11 @@ def check_parameters(M: Any, ef_construction: Any, ef_search: Any) -> None:
             raise InvalidParameter(f"{name} is {value!r}; it must be an integer of at least {least}")
     if not HNSWIndex.search_knobs["ef_search"](ef_search):
         raise InvalidParameter(f"ef_search is {ef_search!r}; it must be an integer of at least 1, or None")
+
+
+def usual_ef(n: int) -> int:
+    """Candidates of a search among n vectors that says nothing of them."""
+    return 96 if n <= 100_000 else 160
 
 
 def scan(

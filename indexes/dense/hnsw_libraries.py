@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from indexes.dense.hnsw import HNSWIndex, check_parameters
+from indexes.dense.hnsw import HNSWIndex, check_parameters, usual_ef
 from indexes.dense.library_base import LibraryIndex
 
 
@@ -43,7 +43,7 @@ class LibraryHNSW(LibraryIndex):
 
     def _beam(self, **knobs: Any) -> int:
         ef: int | None = knobs["ef_search"]
-        return ef if ef is not None else (96 if len(self) <= 100_000 else 160)
+        return ef if ef is not None else usual_ef(len(self))
 
 
 class HnswlibIndex(LibraryHNSW):

@@ -88,29 +88,17 @@ def widened(numbers, out):
         out[i] = widen(numbers[i])
 
 
-@njit(nogil=True, cache=True)
-def product(vector, query):
-    """The inner product, summed in any order."""
-    return _product(vector, query)
-
-
-@njit(nogil=True, cache=True)
-def distance(vector, query):
-    """The squared Euclidean distance, summed in any order."""
-    return _distance(vector, query)
-
-
-def _product(vector: Any, query: Any) -> Any:
-    """`product`, which numba chooses by the type of the vector."""
+def product(vector: Any, query: Any) -> Any:
+    """The inner product, summed in any order; for kernels, where numba chooses by the type of the vector."""
     raise NotImplementedError
 
 
-def _distance(vector: Any, query: Any) -> Any:
-    """`distance`, which numba chooses by the type of the vector."""
+def distance(vector: Any, query: Any) -> Any:
+    """The squared Euclidean distance, summed in any order; as `product`."""
     raise NotImplementedError
 
 
-@extending.overload(_product, jit_options={"fastmath": FAST})
+@extending.overload(product, jit_options={"fastmath": FAST})
 def _choose_product(vector, query):
     def of_numbers(vector, query):
         total = np.float32(0)
@@ -128,7 +116,7 @@ def _choose_product(vector, query):
     return of_levels if vector.dtype == types.uint8 else of_numbers
 
 
-@extending.overload(_distance, jit_options={"fastmath": FAST})
+@extending.overload(distance, jit_options={"fastmath": FAST})
 def _choose_distance(vector, query):
     def of_numbers(vector, query):
         total = np.float32(0)
