@@ -31,7 +31,7 @@ import eval as evaluation
 import retrieval
 from eval.errors import DatasetError
 from eval.significance import paired_t_test
-from indexes.codecs import OPQ, PQ, RQ, Chain, Codec, RaBitQ, RandomRotation, SignBits
+from indexes.codecs import OPQ, PQ, RQ, BinaryAutoencoder, Chain, Codec, RaBitQ, RandomRotation, SignBits
 from indexes.dense.base import normalize
 from retrieval.documents import Document, read_documents
 from retrieval.encoders.base import Encoder
@@ -39,6 +39,7 @@ from retrieval.encoders.cache import Encodings
 from retrieval.encoders.lsa import LSA
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
 from retrieval.training import teachers, unlabelled
+from retrieval.training.bebr import BEBR
 from retrieval.training.bpr import BPR
 from retrieval.training.data import TrainingData, labelled, nearest
 from retrieval.training.distill_vq import DistillVQ
@@ -114,6 +115,7 @@ UNSUPERVISED: dict[str, Fitted] = {
     "pq": lambda size, d, seed: PQ(M=size, seed=seed),
     "opq": lambda size, d, seed: Chain(OPQ(M=size, seed=seed), PQ(M=size, seed=seed)),
     "rq": lambda size, d, seed: RQ(M=size, seed=seed),
+    "binary autoencoder": lambda size, d, seed: BinaryAutoencoder(bytes=size, seed=seed),
     "sign bits": lambda size, d, seed: Chain(RandomRotation(seed=seed), SignBits()),
     "rabitq": lambda size, d, seed: RaBitQ(seed=seed),
 }
@@ -125,11 +127,14 @@ TRAINED: dict[str, tuple[bool, Callable[[int, int], Method]]] = {  # whether it 
     "distill-vq": (False, lambda size, seed: DistillVQ(bytes=size, seed=seed)),
     "distill-vq, labels": (True, lambda size, seed: DistillVQ(bytes=size, seed=seed)),
     "distill-vq, additive": (False, lambda size, seed: DistillVQ(bytes=size, codebooks="additive", seed=seed)),
+    "distill-vq, binary": (False, lambda size, seed: DistillVQ(bytes=size, codebooks="binary", seed=seed)),
     "jpq": (True, lambda size, seed: JPQ(bytes=size, seed=seed)),
     "jpq, additive": (True, lambda size, seed: JPQ(bytes=size, codebooks="additive", seed=seed)),
+    "jpq, binary": (True, lambda size, seed: JPQ(bytes=size, codebooks="binary", seed=seed)),
+    "bebr": (False, lambda size, seed: BEBR(bytes=size, seed=seed)),
     "repconc": (True, lambda size, seed: RepCONC(bytes=size, seed=seed)),
 }  # fmt: skip
-BINARY = {"sign bits", "rabitq", "itq", "bpr", "bpr, label-free", "bpr, gpl"}  # compared at d / 8 bytes only
+BINARY = {"sign bits", "rabitq", "itq", "bpr", "bpr, label-free", "bpr, gpl", "bebr"}  # compared at d / 8 bytes only
 
 
 def cells(unit: Unit, sizes: Sequence[int], methods: Sequence[str] | None) -> list[tuple[str, int]]:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from indexes.codecs.additive import RQ
+from indexes.codecs.autoencoder import BinaryAutoencoder
 from indexes.codecs.base import Codec, ScoreError
 from indexes.codecs.binary import RaBitQ, SignBits
 from indexes.codecs.compose import Chain, Residual
@@ -19,7 +20,7 @@ from indexes.codecs.recurrent import Recurrent
 from indexes.codecs.scalar import LVQ, SQ
 
 __all__ = [
-    "LVQ", "OPQ", "PCA", "PQ", "RQ", "SQ", "BFloat16", "Chain", "Codec", "Float8", "Float16", "Float32", "LeanVec",
-    "Learned", "LinearMap", "RaBitQ", "RandomRotation", "Recurrent", "Residual", "Retrained", "ScoreError",
-    "SignBits",
+    "LVQ", "OPQ", "PCA", "PQ", "RQ", "SQ", "BFloat16", "BinaryAutoencoder", "Chain", "Codec", "Float8", "Float16",
+    "Float32", "LeanVec", "Learned", "LinearMap", "RaBitQ", "RandomRotation", "Recurrent", "Residual", "Retrained",
+    "ScoreError", "SignBits",
 ]  # fmt: skip

@@ -40,6 +40,7 @@ KINDS = {
     "learned": "indexes.codecs.learned:Learned",
     "retrained": "indexes.codecs.learned:Retrained",
     "recurrent": "indexes.codecs.recurrent:Recurrent",
+    "binary-autoencoder": "indexes.codecs.autoencoder:BinaryAutoencoder",
 }
 BLOCK = 1 << 18  # numbers decoded at once: 1 MB, which stays in cache
 

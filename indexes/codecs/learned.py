@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from indexes.codecs.additive import summed, tables
 from indexes.codecs.base import Codec, Scorer, check_integer
 from indexes.codecs.linear import LinearMap
-from indexes.codecs.packing import by_tables
 from indexes.errors import CorruptIndex, InvalidParameter
 
 
@@ -65,34 +63,37 @@ class Learned(LinearMap):
 class Retrained(Codec):
     """Codes of `codec`, scored by other centroids than those that chose them.
 
-    `codec`: whose codes are M bytes, `PQ` or `RQ` with 8 bits. `centroids` float32: (M, 256, d / M), of which one for
-    each part of a vector is put beside the others, or (M, 256, d), which are added up. JPQ (Zhan et al., CIKM 2021)
-    trains centroids and never changes codes. `Retrained.of(codec, centroids)` makes one of a fitted codec.
+    `codec`: `PQ`, `RQ` or `BinaryAutoencoder`. JPQ (Zhan et al., CIKM 2021) trains centroids and never changes codes.
+    `Retrained.of(codec, centroids)` makes one of a fitted codec; `scoring` is the same codec with these centroids.
     """
 
     kind = "retrained"
     trained = True
 
-    def __init__(self, codec: Codec, *, width: int) -> None:
+    def __init__(self, codec: Codec) -> None:
         super().__init__()
-        check_integer("width", width, 1)
-        self.codec, self.width = codec, width
-        self.centroids: np.ndarray
+        self.codec = codec
+        self.scoring: Codec
 
     @classmethod
     def of(cls, codec: Codec, centroids: np.ndarray) -> Retrained:
-        """`codec` must be fitted. Raises `InvalidParameter` when the shapes do not suit one another."""
-        M, ksub, width = centroids.shape
-        if codec.d is None or (M, ksub) != (codec.bytes_per_vector, 256) or width not in (codec.d, codec.d / M):
-            raise InvalidParameter(
-                f"centroids are {centroids.shape}; {codec!r} for d = {codec.d} needs (M, 256, d / M) or (M, 256, d)"
-            )
-        made = cls(codec, width=width)
-        made.centroids, made.d = np.ascontiguousarray(centroids, np.float32), codec.d
+        """`centroids`: float32, of the shape of the codec's own. Raises `InvalidParameter` where that is not so."""
+        made = cls(codec)
+        arrays = codec.arrays() | {"centroids": np.ascontiguousarray(centroids, np.float32)}
+        try:
+            made.scoring = Codec.restore(codec.header(), arrays)
+        except CorruptIndex as problem:
+            raise InvalidParameter(f"these centroids cannot score: {problem}") from problem
+        made.d = codec.d
         return made
 
+    @property
+    def centroids(self) -> np.ndarray:
+        """Those that score."""
+        return self.scoring.arrays()["centroids"]
+
     def parameters(self) -> dict[str, Any]:
-        return {"codec": self.codec.header(), "width": self.width}
+        return {"codec": self.codec.header()}
 
     def arrays(self) -> dict[str, np.ndarray]:
         inner = {f"codec.{name}": array for name, array in self.codec.arrays().items()}
@@ -107,11 +108,13 @@ class Retrained(Codec):
         if codec.d != header["d"] or (centroids is None) != (codec.d is None):
             raise CorruptIndex(f"a retrained codec for d = {header['d']} holds {codec!r} for d = {codec.d}")
         if centroids is None:
-            return cls(codec, width=header["parameters"]["width"])
-        if centroids.dtype != np.float32 or centroids.ndim != 3:
-            seen = f"{centroids.dtype} {centroids.shape}"
-            raise CorruptIndex(f"centroids are {seen}; they must be float32 (M, 256, width)")
-        return cls.of(codec, centroids)
+            return cls(codec)
+        if centroids.dtype != np.float32:
+            raise CorruptIndex(f"centroids are {centroids.dtype}; they must be float32")
+        try:
+            return cls.of(codec, centroids)
+        except InvalidParameter as problem:
+            raise CorruptIndex(str(problem)) from problem
 
     def __repr__(self) -> str:
         return f"Retrained({self.codec!r})"
@@ -126,13 +129,10 @@ class Retrained(Codec):
         return self.codec._encode(vectors)
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
-        M = len(self.centroids)
-        if self.width * M == self._width():
-            return self.centroids[np.arange(M), codes].reshape(len(codes), -1)
-        return summed(self.centroids, codes)
+        return self.scoring._decode(codes)
 
     def _scorer(self, queries: np.ndarray) -> Scorer:
-        return by_tables(tables(self.centroids, queries))
+        return self.scoring._scorer(queries)
 
 
 def _refusal(part: Any) -> InvalidParameter:

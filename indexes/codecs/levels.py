@@ -8,9 +8,11 @@ from typing import TypeAlias
 
 import numpy as np
 
+from indexes.codecs.autoencoder import BinaryAutoencoder
 from indexes.codecs.base import Codec
 from indexes.codecs.binary import RaBitQ, SignBits, _factors
 from indexes.codecs.compose import Chain
+from indexes.codecs.learned import Retrained
 from indexes.codecs.scalar import LVQ, SQ
 
 RowTerms: TypeAlias = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -41,6 +43,11 @@ def levels_of(codec: Codec) -> Levels | None:
         return inner and Levels(inner.bits, inner.nbytes, inner.row_terms, _mapped(codec, inner.query_terms))
     if codec.d is None or codec.d > LONGEST:
         return None
+    if isinstance(codec, Retrained):
+        return levels_of(codec.scoring)
+    if isinstance(codec, BinaryAutoencoder) and 8 * codec.bytes <= LONGEST:
+        doubled = 2 * codec.centroids.T
+        return Levels(1, codec.bytes_per_vector, _no_terms, lambda queries: _untilted(queries @ doubled))
     if isinstance(codec, SQ):
         step = codec.step
         return Levels(codec.bits, codec.bytes_per_vector, _no_terms, lambda queries: _untilted(queries * step))

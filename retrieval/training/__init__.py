@@ -22,6 +22,7 @@ METHODS = {
     "bidr": "retrieval.training.bidr:BiDR",
     "opq": "retrieval.training.unsupervised:OPQ",
     "rq": "retrieval.training.unsupervised:RQ",
+    "binary-autoencoder": "retrieval.training.unsupervised:BinaryAutoencoder",
     "lsh": "retrieval.training.itq:LSH",
     "itq": "retrieval.training.itq:ITQ",
     "bpr": "retrieval.training.bpr:BPR",

@@ -94,7 +94,7 @@ class BiDR(JPQ):
         if self.second:
             scores = self.dense(rows) @ torch.from_numpy(data.documents[drawn]).T
         else:
-            coded = self.quantizer.books.decode(torch.from_numpy(self.coded[drawn].astype(np.int64)))
+            coded = self.quantizer.books.decode(self.coded[drawn])
             scores = self.queries(rows) @ self.quantizer.turn @ coded.T
         scores = scores.masked_fill(torch.from_numpy(others), -torch.inf)
         return losses.info_nce(scores, torch.arange(len(rows)), self.temperature)

@@ -1,4 +1,4 @@
-"""The trainable side of product and residual quantisation: centroids as tensors, and scores of codes by tables."""
+"""The trainable side of quantisation: centroids as tensors, and scores of codes by them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from indexes.codecs.packing import unpack_signs
 
 
 class Codebooks(nn.Module):
@@ -43,15 +45,15 @@ class Codebooks(nn.Module):
         parts = queries.view(len(queries), self.M, self.width).transpose(0, 1)
         return torch.bmm(parts, self.centroids.transpose(1, 2)).transpose(0, 1)
 
-    def scores(self, queries: Tensor, codes: Tensor) -> Tensor:
-        """Products (B, m) of queries (B, d) with the vectors behind codes int64 (B, m, M)."""
-        places = codes + torch.arange(self.M) * self.ksub
+    def scores(self, queries: Tensor, codes: np.ndarray) -> Tensor:
+        """Products (B, m) of queries (B, d) with the vectors behind codes uint8 (B, m, M)."""
+        places = torch.from_numpy(codes.astype(np.int64)) + torch.arange(self.M) * self.ksub
         flat = self.tables(queries).reshape(len(queries), -1)
         return flat.gather(1, places.view(len(queries), -1)).view(codes.shape).sum(dim=2)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Vectors (m, d) behind codes int64 (m, M)."""
-        places = codes + torch.arange(self.M) * self.ksub
+    def decode(self, codes: np.ndarray) -> Tensor:
+        """Vectors (m, d) behind codes uint8 (m, M)."""
+        places = torch.from_numpy(codes.astype(np.int64)) + torch.arange(self.M) * self.ksub
         flat = self.centroids.reshape(-1, self.width)
         if self.whole:
             return F.embedding_bag(places, flat, mode="sum")
@@ -69,8 +71,44 @@ class Codebooks(nn.Module):
         return np.ascontiguousarray(self.centroids.detach().numpy().copy())
 
 
-def balanced(distances: Tensor, epsilon: float = 0.05, rounds: int = 20) -> Tensor:
-    """Codes int64 (m, M) that use all centroids evenly: the largest entries of a transport plan.
+class SignedSums(nn.Module):
+    """The centroids (b, d) of a `BinaryAutoencoder`, of which each bit of a code adds one or takes it away.
+
+    What is trained are their numbers in units of the root mean square, as of `Codebooks`.
+    """
+
+    def __init__(self, centroids: np.ndarray) -> None:
+        super().__init__()
+        start = torch.from_numpy(np.array(centroids, np.float32))
+        self.size: Tensor
+        self.register_buffer("size", start.square().mean().sqrt().clamp(min=1e-12))
+        self.weight = nn.Parameter(start / self.size)
+
+    @property
+    def centroids(self) -> Tensor:
+        """(b, d)."""
+        return self.weight * self.size
+
+    def scores(self, queries: Tensor, codes: np.ndarray) -> Tensor:
+        """Products (B, m) of queries (B, d) with the sums behind codes uint8 (B, m, b / 8)."""
+        signs = _signs(codes.reshape(-1, codes.shape[2])).view(*codes.shape[:2], -1)
+        return torch.bmm(signs, (queries @ self.centroids.T)[:, :, None])[:, :, 0]
+
+    def decode(self, codes: np.ndarray) -> Tensor:
+        """Vectors (m, d) behind codes uint8 (m, b / 8)."""
+        return _signs(codes) @ self.centroids
+
+    def array(self) -> np.ndarray:
+        """The centroids float32 (b, d), as the codec holds them."""
+        return np.ascontiguousarray(self.centroids.detach().numpy().copy())
+
+
+def _signs(codes: np.ndarray) -> Tensor:
+    return torch.from_numpy(unpack_signs(codes, 8 * codes.shape[1]))
+
+
+def balanced(distances: Tensor, epsilon: float = 0.05, rounds: int = 20) -> np.ndarray:
+    """Codes uint8 (m, M) that use all centroids evenly: the largest entries of a transport plan.
 
     RepCONC (Zhan et al., WSDM 2022, section 4.2): minimal total of squared distances (M, m, ksub) where every centroid
     is to get m / ksub vectors, by Sinkhorn's iteration on exp(-distance / epsilon). Distances are in units of their
@@ -88,7 +126,7 @@ def balanced(distances: Tensor, epsilon: float = 0.05, rounds: int = 20) -> Tens
         rows = 1 / torch.bmm(kernel, columns.transpose(1, 2)).clamp(min=1e-300)
     plan = kernel * columns  # the scaling of rows moves no maximum
     whole = torch.isfinite(plan).all(dim=2) & (plan > 0).any(dim=2)
-    return torch.where(whole, plan.argmax(dim=2), distances.argmin(dim=2)).T
+    return torch.where(whole, plan.argmax(dim=2), distances.argmin(dim=2)).T.numpy().astype(np.uint8)
 
 
 def usage(codes: np.ndarray, ksub: int = 256) -> float:

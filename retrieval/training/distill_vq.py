@@ -20,6 +20,7 @@ from retrieval.training.lists import NEAREST, Lists
 from retrieval.training.method import Decoded, search_codes
 from retrieval.training.quantizer import QuantizerMethod
 
+RATES = {"additive": 0.005, "binary": 0.003}  # learning rates where 0.01 overshoots
 DEPTH = 100  # of the teacher's and the student's nearest documents
 
 
@@ -28,9 +29,9 @@ class DistillVQ(QuantizerMethod):
 
     `bytes`, `codebooks`: as of `JPQ`. `linear`: centroids as a basis times one matrix per codebook (SimVQ).
     `temperature`: of both softmaxes, in units of the scores; cosines of the best hundred lie within some 0.2.
-    `lr`: None is 0.01 for product codebooks, 0.005 for additive ones.
+    `lr`: None is 0.01 for product codebooks, 0.005 for additive and 0.003 for binary ones.
     `recode`: codes are chosen anew by the trained centroids before each epoch; otherwise they stay as they were. None
-    does so for product codebooks: additive ones are chosen by a search that takes long, and gained nothing by it.
+    does so for product codebooks: others are chosen by a search that takes longer, and gained nothing by it.
     Candidates of a query are the 100 documents nearest by the float vectors (the paper's virtual positives), the 100
     nearest by the codes, found anew before each epoch, and `random` others. Relevant documents, where data has labels,
     join the candidates; what they are worth is the teacher's to say.
@@ -46,9 +47,8 @@ class DistillVQ(QuantizerMethod):
         recode: bool | None = None, linear: bool = False, nlist: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.bytes, self.codebooks, self.tune, self.rank = bytes, codebooks, tune, rank
-        product = codebooks == "product"
-        self.lr = (0.01 if product else 0.005) if lr is None else lr
-        self.recode = product if recode is None else recode
+        self.lr = RATES.get(codebooks, 0.01) if lr is None else lr
+        self.recode = codebooks == "product" if recode is None else recode
         self.query_lr, self.temperature, self.random = query_lr, temperature, random
         self.linear, self.nlist, self.seed = linear, nlist, seed
 

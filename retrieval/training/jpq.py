@@ -21,8 +21,9 @@ DEPTH = 200  # candidates of the current index, as in the paper
 class JPQ(QuantizerMethod):
     """Pairs of a relevant document and one that the current index returns, weighed by LambdaRank.
 
-    `bytes`: of a code. `codebooks`: "product" (OPQ and PQ, as in the paper) or "additive" (RQ: sums of centroids of
-    all dimensions). `lr`: None is 0.005 for product codebooks, 0.001 for additive ones.
+    `bytes`: of a code. `codebooks`: "product" (OPQ and PQ, as in the paper), "additive" (RQ: sums of centroids of all
+    dimensions) or "binary" (`BinaryAutoencoder`: each bit adds or takes away a centroid, and scores are as fast as
+    those of signs). `lr`: None is 0.005 for product codebooks, 0.001 for additive ones.
     `cut`: ranks beyond it weigh nothing (section 4.1; 200 for passages, 10 for documents).
     `scale`: scores are multiplied by it in the loss, which was made for inner products of some 10, not for cosines.
     Negatives are the current index's best 200, found anew before each epoch; the paper does so at each step, which

@@ -26,7 +26,7 @@ import eval as evaluation
 from eval.files import write_atomically
 from indexes import storage
 from indexes.base import Index
-from indexes.codecs import OPQ, PCA, PQ, Chain, Codec, RandomRotation, SignBits
+from indexes.codecs import OPQ, PCA, PQ, BinaryAutoencoder, Chain, Codec, RandomRotation, SignBits
 from indexes.dense.base import DenseIndex
 from retrieval.encoders.base import Encoder
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
@@ -311,6 +311,7 @@ def _baselines(vectors: np.ndarray, size: int, seed: int, progress: Progress | N
     chosen: dict[str, Codec] = {}
     if n >= max(256, d) and size <= d:
         chosen["opq"] = Chain(OPQ(M=size, seed=seed), PQ(M=size, seed=seed))
+    chosen["binary autoencoder"] = BinaryAutoencoder(bytes=size, seed=seed)
     if 8 * size < d:
         chosen["sign bits"] = Chain(PCA(dimensions=8 * size), RandomRotation(seed=seed), SignBits())
     elif 8 * size == d:

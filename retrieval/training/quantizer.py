@@ -1,52 +1,63 @@
-"""What the trainers of product and residual quantisation share: the unsupervised start, codes, scores, the codec."""
+"""What the trainers of quantisers share: the unsupervised start, codes, scores, the codec."""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from indexes.codecs import OPQ, PQ, RQ, Chain, Codec, Learned, Retrained
+from indexes.codecs import OPQ, PQ, RQ, BinaryAutoencoder, Chain, Codec, Learned, Retrained
 from retrieval.errors import TrainingError
-from retrieval.training.codebooks import Codebooks, usage
+from retrieval.training.codebooks import Codebooks, SignedSums, usage
 from retrieval.training.data import TrainingData
 from retrieval.training.method import Method, sampled
 
-CODEBOOKS = ("product", "additive")
+CODEBOOKS = ("product", "additive", "binary")
 KSUB = 256
+First: TypeAlias = PQ | RQ | BinaryAutoencoder
 ENCODED = 16_384  # documents encoded at once
 
 
 class Quantizer:
-    """A rotation (OPQ's; none for RQ) and codebooks. `first`: the fitted PQ or RQ that chooses codes.
+    """A rotation (OPQ's; else none) and codebooks. `first`: the fitted PQ, RQ or BinaryAutoencoder that chooses codes.
 
     `projection` (d', d) takes documents to what is coded; it is the rotation unless a method trains it (RepCONC).
     All scores are those of rotated queries with centred, rotated documents: what the mean adds is equal for all
     documents of a query, and no loss sees it.
     """
 
-    def __init__(self, rotation: np.ndarray, mean: np.ndarray, first: PQ | RQ, *, linear: bool = False) -> None:
+    def __init__(self, rotation: np.ndarray, mean: np.ndarray, first: First, *, linear: bool = False) -> None:
         self.rotation, self.projection, self.mean, self.first = rotation, rotation, mean, first
         self.turn = torch.from_numpy(rotation.T.copy())
-        self.books = Codebooks(first.centroids, rotation.shape[0], linear=linear)
+        self.books: Codebooks | SignedSums
+        if isinstance(first, BinaryAutoencoder):
+            self.books = SignedSums(first.centroids)
+        else:
+            self.books = Codebooks(first.centroids, rotation.shape[0], linear=linear)
 
     @classmethod
     def unsupervised(
         cls, data: TrainingData, bytes: int, codebooks: str, seed: int, *, linear: bool = False
     ) -> Quantizer:
-        """OPQ and PQ, or RQ, fitted on at most 65,536 of the documents. Raises `TrainingError`."""
+        """OPQ and PQ, RQ, or a binary autoencoder, fitted on at most 65,536 documents. Raises `TrainingError`."""
         d, n = data.documents.shape[1], len(data.documents)
         if codebooks not in CODEBOOKS:
             raise TrainingError(f"codebooks is {codebooks!r}; it must be one of {', '.join(CODEBOOKS)}")
         if not 1 <= bytes <= d:
             raise TrainingError(f"bytes is {bytes}; it must be from 1 to the number of dimensions, {d}")
+        if codebooks == "binary" and linear:
+            raise TrainingError("linear=True is for codebooks of 256 centroids; binary ones are two, c and -c")
         if n < KSUB or (codebooks == "product" and n < d):
             least = max(KSUB, d)
             raise TrainingError(f"{n} documents are too few: {least} are needed for {KSUB} centroids and a rotation")
         sample = sampled(data.documents, seed)
-        if codebooks == "additive":
+        if codebooks != "product":
             mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-            return cls(np.eye(d, dtype=np.float32), mean, RQ(M=bytes, seed=seed).fit(sample - mean), linear=linear)
+            additive = codebooks == "additive"
+            first: First = RQ(M=bytes, seed=seed) if additive else BinaryAutoencoder(bytes=bytes, seed=seed)
+            return cls(np.eye(d, dtype=np.float32), mean, first.fit(sample - mean), linear=linear)
         opq = OPQ(M=bytes, seed=seed).fit(sample)
         return cls(opq.projection, opq.mean, PQ(M=bytes, seed=seed).fit(opq.transform(sample)), linear=linear)
 
@@ -64,8 +75,7 @@ class Quantizer:
 
     def scores(self, queries: Tensor, codes: np.ndarray, candidates: np.ndarray) -> Tensor:
         """Scores (B, m) of queries (B, d) with candidates, rows int64 (B, m) of `codes`; -inf where the row is -1."""
-        chosen = torch.from_numpy(codes[candidates].astype(np.int64))
-        scores = self.books.scores(queries @ self.turn, chosen)
+        scores = self.books.scores(queries @ self.turn, codes[candidates])
         return scores.masked_fill(torch.from_numpy(candidates < 0), -torch.inf)
 
     def codec(self, query_matrix: np.ndarray) -> Codec:
@@ -75,7 +85,7 @@ class Quantizer:
 
     def settle(self) -> None:
         """Have the trained centroids choose codes from now on."""
-        self.first = type(self.first).restore(self.first.header(), {"centroids": self.books.array()})
+        self._choose_by(self.books.array())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What changes but is not trained by steps, for checkpoints."""
@@ -83,8 +93,11 @@ class Quantizer:
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """The inverse of `arrays`."""
-        self.first = type(self.first).restore(self.first.header(), {"centroids": arrays["first"]})
+        self._choose_by(arrays["first"])
         self.projection = arrays["projection"]
+
+    def _choose_by(self, centroids: np.ndarray) -> None:
+        self.first = type(self.first).restore(self.first.header(), self.first.arrays() | {"centroids": centroids})
 
 
 class QuantizerMethod(Method):

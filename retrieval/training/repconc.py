@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from retrieval.retriever import Progress
 from retrieval.training import losses
-from retrieval.training.codebooks import balanced
+from retrieval.training.codebooks import Codebooks, balanced
 from retrieval.training.data import TrainingData
 from retrieval.training.jpq import JPQ
 from retrieval.training.query_side import TUNES
@@ -98,8 +98,10 @@ class RepCONC(JPQ):
         others = random.integers(0, len(data.documents), max(0, TOGETHER - len(drawn)))
         turned = self._turned(data, drawn, others)
         documents = turned + self.modules["documents"](turned)
-        codes = balanced(self.quantizer.books.distances(documents.detach()), self.epsilon)
-        coded = self.quantizer.books.decode(codes)
+        books = self.quantizer.books
+        assert isinstance(books, Codebooks)
+        codes = balanced(books.distances(documents.detach()), self.epsilon)
+        coded = books.decode(codes)
         through = coded + documents - documents.detach()  # straight through: gradients reach centroids and documents
         scores = (self.queries(rows) @ self.quantizer.turn) @ through.T
         known = torch.from_numpy(np.stack([np.isin([*drawn, *others], some) for some in relevant]))

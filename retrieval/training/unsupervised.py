@@ -27,3 +27,14 @@ class RQ(OPQ):
 
     name = "rq"
     codebooks = "additive"
+
+
+class BinaryAutoencoder(OPQ):
+    """Bits that each add a vector or take it away: `indexes.codecs.BinaryAutoencoder`.
+
+    Carreira-Perpinan and Raziperchikolaei, "Hashing with Binary Autoencoders", CVPR 2015. `bytes`: of a code, 8 bits
+    each.
+    """
+
+    name = "binary-autoencoder"
+    codebooks = "binary"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from retrieval.training.codebooks import Codebooks, balanced, usage  # noqa: E402
+from retrieval.training.codebooks import Codebooks, SignedSums, balanced, usage  # noqa: E402
 
 M, KSUB, D = 3, 5, 12
 rng = np.random.default_rng(0)
@@ -18,13 +18,25 @@ def test_scores_are_products_with_the_decoded_vectors(width, linear):
     centroids = rng.normal(size=(M, KSUB, width)).astype(np.float32)
     books = Codebooks(centroids, D, linear=linear)
     np.testing.assert_allclose(books.array(), centroids, rtol=1e-5)
-    codes = rng.integers(0, KSUB, (7, M))
+    codes = rng.integers(0, KSUB, (7, M)).astype(np.uint8)
     parts = [centroids[m, codes[:, m]] for m in range(M)]
     expected = np.concatenate(parts, axis=1) if width < D else np.sum(parts, axis=0)
-    np.testing.assert_allclose(books.decode(torch.from_numpy(codes)).detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(books.decode(codes).detach().numpy(), expected, atol=1e-5)
     queries = rng.normal(size=(2, D)).astype(np.float32)
-    both = torch.from_numpy(np.stack([codes, codes[::-1]]))
+    both = np.stack([codes, codes[::-1]])
     scores = books.scores(torch.from_numpy(queries), both).detach().numpy()
+    np.testing.assert_allclose(scores, [queries[0] @ expected.T, queries[1] @ expected[::-1].T], atol=1e-4)
+
+
+def test_scores_of_bits_are_products_with_the_sums_of_signed_centroids():
+    centroids = rng.normal(size=(16, D)).astype(np.float32)
+    books, codes = SignedSums(centroids), rng.integers(0, 256, (7, 2)).astype(np.uint8)
+    np.testing.assert_allclose(books.array(), centroids, rtol=1e-5)
+    signs = [[1 if code[j // 8] >> (j % 8) & 1 else -1 for j in range(16)] for code in codes]
+    expected = np.array(signs) @ centroids
+    np.testing.assert_allclose(books.decode(codes).detach().numpy(), expected, atol=1e-5)
+    queries = rng.normal(size=(2, D)).astype(np.float32)
+    scores = books.scores(torch.from_numpy(queries), np.stack([codes, codes[::-1]])).detach().numpy()
     np.testing.assert_allclose(scores, [queries[0] @ expected.T, queries[1] @ expected[::-1].T], atol=1e-4)
 
 
@@ -42,7 +54,7 @@ def test_a_step_moves_one_centroid_or_with_a_linear_basis_all_of_them():
     for linear, moved in ((False, 1), (True, KSUB)):
         books = Codebooks(centroids, D, linear=linear)
         step = torch.optim.SGD(books.parameters(), lr=0.1)
-        books.decode(torch.tensor([[2]])).square().sum().backward()
+        books.decode(np.array([[2]], np.uint8)).square().sum().backward()
         step.step()
         assert (np.abs(books.array() - centroids).max(axis=(0, 2)) > 1e-6).sum() == moved
 
@@ -51,7 +63,7 @@ def test_balanced_codes_use_a_centroid_that_is_nearest_to_all_no_more_than_other
     distances = torch.rand(2, 512, 16, generator=torch.Generator().manual_seed(0))
     distances[:, :, 0] *= 0.1
     nearest = torch.bincount(distances[0].argmin(dim=1), minlength=16)
-    even = torch.bincount(balanced(distances)[:, 0], minlength=16)
+    even = np.bincount(balanced(distances)[:, 0], minlength=16)
     assert nearest[0] > 200 and even.max() <= 45 and even.min() >= 20
 
 

@@ -34,6 +34,8 @@ def make(kind: str, **parameters):
     common = {"bytes": 2, "lr": 0.02, "rank": 4, **parameters}
     return {
         "jpq": lambda: JPQ(**common), "jpq-additive": lambda: JPQ(codebooks="additive", **common),
+        "jpq-binary": lambda: JPQ(codebooks="binary", **common),
+        "distill-vq-binary": lambda: DistillVQ(temperature=0.5, codebooks="binary", **common),
         "distill-vq": lambda: DistillVQ(temperature=0.5, **common),
         "distill-vq-additive": lambda: DistillVQ(temperature=0.5, codebooks="additive", recode=False, **common),
         "distill-vq-lists": lambda: DistillVQ(temperature=0.5, nlist=12, **common),
@@ -42,7 +44,10 @@ def make(kind: str, **parameters):
     }[kind]()  # fmt: skip
 
 
-KINDS = ["jpq", "jpq-additive", "distill-vq", "distill-vq-additive", "distill-vq-linear", "distill-vq-lists", "repconc"]
+KINDS = [
+    "jpq", "jpq-additive", "jpq-binary", "distill-vq", "distill-vq-additive", "distill-vq-binary", "distill-vq-linear",
+    "distill-vq-lists", "repconc",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

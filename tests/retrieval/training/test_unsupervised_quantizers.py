@@ -1,4 +1,4 @@
-"""OPQ and RQ as methods: the codes and scores of the codecs they stand for."""
+"""OPQ, RQ and binary autoencoders as methods: the codes and scores of the codecs they stand for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-from indexes.codecs import OPQ, PQ, RQ, Chain
+from indexes.codecs import OPQ, PQ, RQ, BinaryAutoencoder, Chain
 from retrieval.errors import TrainingError
 from retrieval.training import by_name
 from retrieval.training.data import TrainingData
 from retrieval.training.loop import train
 
-CODECS = {"opq": lambda: Chain(OPQ(M=4, seed=3), PQ(M=4, seed=3)), "rq": lambda: RQ(M=4, seed=3)}
+CODECS = {"opq": lambda: Chain(OPQ(M=4, seed=3), PQ(M=4, seed=3)), "rq": lambda: RQ(M=4, seed=3),
+          "binary-autoencoder": lambda: BinaryAutoencoder(bytes=4, seed=3)}  # fmt: skip
 
 
 def clustered(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
@@ -26,7 +27,7 @@ def test_codes_are_those_of_the_codec(name):
     documents, queries = clustered(600), clustered(40, seed=1)
     trained = train(by_name(name, bytes=4, seed=3), TrainingData(documents, queries))
     codec = CODECS[name]()
-    centred = documents - documents.mean(axis=0, dtype=np.float64).astype(np.float32) if name == "rq" else documents
+    centred = documents - documents.mean(axis=0, dtype=np.float64).astype(np.float32) if name != "opq" else documents
     np.testing.assert_array_equal(trained.codes, codec.fit(centred).encode(centred))
     scores = codec.scores(queries, trained.codes)  # up to what is equal for all documents of a query
     apart = trained.codec.scores(queries, trained.codes) - scores
