@@ -26,9 +26,9 @@ class BinaryAutoencoder(Codec):
     leave two thirds of the error of OPQ at 48 bytes (MiniLM), though `centroids` are as few numbers as its rotation.
     Scores are those of `SignBits` behind a linear map of queries, and as fast. Bits may be more than dimensions.
 
-    `bytes`: of a code. `steps`: of annealing; 16 take 0.3 ms a vector at 48 bytes (384 dimensions; four times as long at
-    twice the bytes), 6 leave 5% more error in under half the time, 40 leave 1% less. `seed`: of the rotation that `fit` starts from, and of the sample where there are more than
-    65,536 vectors. `centroids` float32 (8 bytes, d).
+    `bytes`: of a code. `steps`: of annealing; 16 take 0.3 ms a vector at 48 bytes (384 dimensions; four times as long
+    at twice the bytes), 6 leave 5% more error in under half the time, 40 leave 1% less. `seed`: of the rotation that
+    `fit` starts from, and of the sample where there are more than 65,536 vectors. `centroids` float32 (8 bytes, d).
     """
 
     kind = "binary-autoencoder"

@@ -7,7 +7,6 @@ from numba import njit
 
 from indexes.kernels.exact import FAST, product
 
-
 LEAST = 0.01  # smaller changes of a mean wait: late in annealing most bits are settled
 
 

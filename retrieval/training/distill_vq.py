@@ -20,7 +20,8 @@ from retrieval.training.lists import NEAREST, Lists
 from retrieval.training.method import Decoded, search_codes
 from retrieval.training.quantizer import QuantizerMethod
 
-RATES = {"additive": 0.005, "binary": 0.003}  # learning rates where 0.01 overshoots
+RATES = {"product": 0.01, "additive": 0.005, "binary": 0.003}
+CAREFUL = 0.03  # learning rate of additive codebooks, in units of the error they leave
 DEPTH = 100  # of the teacher's and the student's nearest documents
 
 
@@ -29,7 +30,9 @@ class DistillVQ(QuantizerMethod):
 
     `bytes`, `codebooks`: as of `JPQ`. `linear`: centroids as a basis times one matrix per codebook (SimVQ).
     `temperature`: of both softmaxes, in units of the scores; cosines of the best hundred lie within some 0.2.
-    `lr`: None is 0.01 for product codebooks, 0.005 for additive and 0.003 for binary ones.
+    `lr`: None is 0.01 for product and 0.003 for binary codebooks; for additive ones, which on small collections leave
+    next to nothing that steps could gain and much that they could lose, 0.03 times the squared error that they leave,
+    in units of the variance, and at most 0.005.
     `recode`: codes are chosen anew by the trained centroids before each epoch; otherwise they stay as they were. None
     does so for product codebooks: others are chosen by a search that takes longer, and gained nothing by it.
     Candidates of a query are the 100 documents nearest by the float vectors (the paper's virtual positives), the 100
@@ -47,13 +50,17 @@ class DistillVQ(QuantizerMethod):
         recode: bool | None = None, linear: bool = False, nlist: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.bytes, self.codebooks, self.tune, self.rank = bytes, codebooks, tune, rank
-        self.lr = RATES.get(codebooks, 0.01) if lr is None else lr
+        self.lr = lr
         self.recode = codebooks == "product" if recode is None else recode
         self.query_lr, self.temperature, self.random = query_lr, temperature, random
         self.linear, self.nlist, self.seed = linear, nlist, seed
 
     def begin(self, data: TrainingData) -> None:
         super().begin(data)
+        if self.lr is None:
+            self.lr = RATES[self.codebooks]
+            if self.codebooks == "additive":
+                self.lr = min(self.lr, CAREFUL * self.quantizer.left_over(data.documents, self.coded))
         self.teacher = nearest(data.queries, data.documents, DEPTH)
         self.student = self.teacher[:, :0]
         self.lists = None if self.nlist is None else Lists(data.documents, self.nlist, self.seed)

@@ -23,7 +23,7 @@ class JPQ(QuantizerMethod):
 
     `bytes`: of a code. `codebooks`: "product" (OPQ and PQ, as in the paper), "additive" (RQ: sums of centroids of all
     dimensions) or "binary" (`BinaryAutoencoder`: each bit adds or takes away a centroid, and scores are as fast as
-    those of signs). `lr`: None is 0.005 for product codebooks, 0.001 for additive ones.
+    those of signs). `lr`: None is 0.01, but 0.001 for additive codebooks.
     `cut`: ranks beyond it weigh nothing (section 4.1; 200 for passages, 10 for documents).
     `scale`: scores are multiplied by it in the loss, which was made for inner products of some 10, not for cosines.
     Negatives are the current index's best 200, found anew before each epoch; the paper does so at each step, which
@@ -43,7 +43,7 @@ class JPQ(QuantizerMethod):
         seed: int = 0,
     ) -> None:  # fmt: skip
         self.bytes, self.codebooks, self.tune, self.rank = bytes, codebooks, tune, rank
-        self.lr = (0.005 if codebooks == "product" else 0.001) if lr is None else lr
+        self.lr = (0.001 if codebooks == "additive" else 0.01) if lr is None else lr
         self.query_lr, self.cut, self.scale, self.gpl, self.seed = query_lr, cut, scale, gpl, seed
 
     def begin(self, data: TrainingData) -> None:

@@ -43,7 +43,8 @@ class Method(ABC):
     """What an index keeps beside the codes to rank candidates by, as of `ScanIndex`; `search` does the same."""
 
     seed: int
-    lr: float = 1e-3
+    lr: float | None = 1e-3
+    """Learning rate of what is not the query side; None until `begin` has chosen one by the data."""
     gpl: str | None = None
     """Whose margins are learned instead of labels, where a method can (`TrainingData.teacher`): "embedding", the float
     vectors, or the name or folder of a cross-encoder, which is what GPL takes; None learns from labels."""

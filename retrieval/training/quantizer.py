@@ -73,6 +73,12 @@ class Quantizer:
         ]
         return np.concatenate(parts)
 
+    def left_over(self, documents: np.ndarray, codes: np.ndarray) -> float:
+        """The squared error of codes of the first `ENCODED` documents, in units of their variance."""
+        turned = self.rotated(documents[:ENCODED])
+        error = np.square(turned - self.first.decode(codes[:ENCODED])).sum(dtype=np.float64)
+        return float(error / max(np.square(turned).sum(dtype=np.float64), 1e-12))
+
     def scores(self, queries: Tensor, codes: np.ndarray, candidates: np.ndarray) -> Tensor:
         """Scores (B, m) of queries (B, d) with candidates, rows int64 (B, m) of `codes`; -inf where the row is -1."""
         scores = self.books.scores(queries @ self.turn, codes[candidates])

@@ -43,7 +43,7 @@ class RepCONC(JPQ):
     epochs = 10
 
     def __init__(
-        self, *, bytes: int = 48, tune: str = "adapter", rank: int = 16, lr: float = 5e-3, query_lr: float = 1e-4,
+        self, *, bytes: int = 48, tune: str = "adapter", rank: int = 16, lr: float = 1e-2, query_lr: float = 1e-4,
         first: int = 4, epsilon: float = 0.05, mse: float = 0.05, temperature: float = 0.05, cut: int = 200,
         scale: float = 20.0, seed: int = 0,
     ) -> None:  # fmt: skip
