@@ -148,10 +148,6 @@ def test_scores_of_a_teacher_change_nothing_for_who_learns_from_labels(kind):
     np.testing.assert_array_equal(one.codes, two.codes)
 
 
-def test_bpr_takes_smaller_steps_for_margins_unless_it_is_told():
-    assert (BPR().lr, BPR(gpl="embedding").lr, BPR(gpl="embedding", lr=0.5).lr) == (0.01, 0.003, 0.5)
-
-
 def test_bad_input_is_named():
     data = toy()
     for kind in KINDS:

@@ -105,6 +105,21 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             train(method, other, epochs=1, checkpoint=tmp_path / "run")
 
 
+def test_steps_of_additive_codebooks_are_small_where_codes_leave_little():
+    """Sixteen codebooks hold 300 documents nearly whole; one of them does not; and a rate that is given stays."""
+    data = toy(n=300)
+    rates = {}
+    for size, lr in ((1, None), (16, None), (16, 0.02)):
+        method = DistillVQ(bytes=size, codebooks="additive", lr=lr)
+        method.start(data)
+        rates[size, lr] = method.lr
+    assert rates[1, None] == 0.005 and rates[16, 0.02] == 0.02 and rates[16, None] < 0.001
+    quantizer, vectors = method.quantizer, data.documents - data.documents.mean(axis=0)
+    lost = np.square(vectors - quantizer.first.decode(method.coded)).sum() / np.square(vectors).sum()
+    assert quantizer.left_over(data.documents, method.coded) == pytest.approx(lost, rel=1e-3)
+    assert rates[16, None] == pytest.approx(0.03 * lost, rel=1e-3)
+
+
 def test_codes_of_jpq_never_change_and_those_of_repconc_do():
     data = toy()
     jpq, start = train(make("jpq"), data, data, epochs=3), train(make("jpq"), data, data, epochs=0)
