@@ -106,8 +106,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 
 def test_steps_of_additive_codebooks_are_small_where_codes_leave_little():
-    """Sixteen codebooks hold 300 documents nearly whole; one of them does not; and a rate that is given stays."""
-    data = toy(n=300)
+    """Sixteen codebooks hold the documents nearly whole; one of them does not; and a rate that is given stays."""
+    data = toy(n=2000)
     rates = {}
     for size, lr in ((1, None), (16, None), (16, 0.02)):
         method = DistillVQ(bytes=size, codebooks="additive", lr=lr)
