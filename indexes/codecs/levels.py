@@ -46,8 +46,8 @@ def levels_of(codec: Codec) -> Levels | None:
     if isinstance(codec, Retrained):
         return levels_of(codec.scoring)
     if isinstance(codec, BinaryAutoencoder) and 8 * codec.bytes <= LONGEST:
-        doubled = 2 * codec.centroids.T
-        return Levels(1, codec.bytes_per_vector, _no_terms, lambda queries: _untilted(queries @ doubled))
+        centroids = codec.centroids.T
+        return Levels(1, codec.bytes - 1, _lengths(codec), lambda queries: _signed(queries @ centroids))
     if isinstance(codec, SQ):
         step = codec.step
         return Levels(codec.bits, codec.bytes_per_vector, _no_terms, lambda queries: _untilted(queries * step))
@@ -91,6 +91,14 @@ def _summed(codec: LVQ) -> QueryTerms:
     def terms(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weights = queries * codec.scale
         return weights, weights.sum(axis=1)
+
+    return terms
+
+
+def _lengths(codec: BinaryAutoencoder) -> RowTerms:
+    def terms(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lengths = codec.lengths_of(codes)
+        return lengths, lengths
 
     return terms
 

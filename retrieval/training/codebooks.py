@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indexes.codecs import BinaryAutoencoder
 from indexes.codecs.packing import unpack_signs
 
 
@@ -74,12 +75,14 @@ class Codebooks(nn.Module):
 class SignedSums(nn.Module):
     """The centroids (b, d) of a `BinaryAutoencoder`, of which each bit of a code adds one or takes it away.
 
-    What is trained are their numbers in units of the root mean square, as of `Codebooks`.
+    `codec`: the fitted one; lengths of sums stay as it codes them. What is trained are the centroids' numbers in units
+    of their root mean square, as of `Codebooks`.
     """
 
-    def __init__(self, centroids: np.ndarray) -> None:
+    def __init__(self, codec: BinaryAutoencoder) -> None:
         super().__init__()
-        start = torch.from_numpy(np.array(centroids, np.float32))
+        self.codec = codec
+        start = torch.from_numpy(np.array(codec.centroids, np.float32))
         self.size: Tensor
         self.register_buffer("size", start.square().mean().sqrt().clamp(min=1e-12))
         self.weight = nn.Parameter(start / self.size)
@@ -90,21 +93,21 @@ class SignedSums(nn.Module):
         return self.weight * self.size
 
     def scores(self, queries: Tensor, codes: np.ndarray) -> Tensor:
-        """Products (B, m) of queries (B, d) with the sums behind codes uint8 (B, m, b / 8)."""
-        signs = _signs(codes.reshape(-1, codes.shape[2])).view(*codes.shape[:2], -1)
+        """Products (B, m) of queries (B, d) with the vectors behind codes uint8 (B, m, b / 8 + 1)."""
+        signs = self._signed(codes.reshape(-1, codes.shape[2])).view(*codes.shape[:2], -1)
         return torch.bmm(signs, (queries @ self.centroids.T)[:, :, None])[:, :, 0]
 
     def decode(self, codes: np.ndarray) -> Tensor:
-        """Vectors (m, d) behind codes uint8 (m, b / 8)."""
-        return _signs(codes) @ self.centroids
+        """Vectors (m, d) behind codes uint8 (m, b / 8 + 1), without the mean."""
+        return self._signed(codes) @ self.centroids
+
+    def _signed(self, codes: np.ndarray) -> Tensor:
+        """Signs times lengths, float32 (m, b)."""
+        return torch.from_numpy(unpack_signs(codes[:, :-1], self.codec.bits) * self.codec.lengths_of(codes)[:, None])
 
     def array(self) -> np.ndarray:
         """The centroids float32 (b, d), as the codec holds them."""
         return np.ascontiguousarray(self.centroids.detach().numpy().copy())
-
-
-def _signs(codes: np.ndarray) -> Tensor:
-    return torch.from_numpy(unpack_signs(codes, 8 * codes.shape[1]))
 
 
 def balanced(distances: Tensor, epsilon: float = 0.05, rounds: int = 20) -> np.ndarray:

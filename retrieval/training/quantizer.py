@@ -33,7 +33,7 @@ class Quantizer:
         self.turn = torch.from_numpy(rotation.T.copy())
         self.books: Codebooks | SignedSums
         if isinstance(first, BinaryAutoencoder):
-            self.books = SignedSums(first.centroids)
+            self.books = SignedSums(first)
         else:
             self.books = Codebooks(first.centroids, rotation.shape[0], linear=linear)
 

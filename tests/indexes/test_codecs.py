@@ -53,7 +53,7 @@ MAKERS = [
     lambda: PQ(M=5, bits=4),
     lambda: PQ(M=10),
     lambda: RQ(M=3, beam=2),
-    lambda: BinaryAutoencoder(bytes=3),
+    lambda: BinaryAutoencoder(bytes=4),
     SignBits,
     RaBitQ,
     lambda: Chain(Float16()),

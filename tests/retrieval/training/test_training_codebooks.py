@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from indexes.codecs import BinaryAutoencoder  # noqa: E402
 from retrieval.training.codebooks import Codebooks, SignedSums, balanced, usage  # noqa: E402
 
 M, KSUB, D = 3, 5, 12
@@ -29,11 +30,12 @@ def test_scores_are_products_with_the_decoded_vectors(width, linear):
 
 
 def test_scores_of_bits_are_products_with_the_sums_of_signed_centroids():
-    centroids = rng.normal(size=(16, D)).astype(np.float32)
-    books, codes = SignedSums(centroids), rng.integers(0, 256, (7, 2)).astype(np.uint8)
-    np.testing.assert_allclose(books.array(), centroids, rtol=1e-5)
+    codec = BinaryAutoencoder(bytes=3).fit(rng.normal(size=(50, D)))
+    books, codes = SignedSums(codec), rng.integers(0, 256, (7, 3)).astype(np.uint8)
+    np.testing.assert_allclose(books.array(), codec.centroids, rtol=1e-5)
     signs = [[1 if code[j // 8] >> (j % 8) & 1 else -1 for j in range(16)] for code in codes]
-    expected = np.array(signs) @ centroids
+    expected = (codec.lengths[0] + codec.lengths[1] * codes[:, 2:]) * (np.array(signs) @ codec.centroids)
+    np.testing.assert_allclose(expected + codec.mean, codec.decode(codes), atol=1e-4)
     np.testing.assert_allclose(books.decode(codes).detach().numpy(), expected, atol=1e-5)
     queries = rng.normal(size=(2, D)).astype(np.float32)
     scores = books.scores(torch.from_numpy(queries), np.stack([codes, codes[::-1]])).detach().numpy()
