@@ -20,7 +20,7 @@ from retrieval.training.lists import NEAREST, Lists
 from retrieval.training.method import Decoded, search_codes
 from retrieval.training.quantizer import QuantizerMethod
 
-RATES = {"product": 0.01, "additive": 0.005, "binary": 0.003}
+RATES = {"product": 0.01, "additive": 0.005, "binary": 0.001}
 CAREFUL = 0.03  # learning rate of additive codebooks, in units of the error they leave
 DEPTH = 100  # of the teacher's and the student's nearest documents
 
@@ -30,7 +30,8 @@ class DistillVQ(QuantizerMethod):
 
     `bytes`, `codebooks`: as of `JPQ`. `linear`: centroids as a basis times one matrix per codebook (SimVQ).
     `temperature`: of both softmaxes, in units of the scores; cosines of the best hundred lie within some 0.2.
-    `lr`: None is 0.01 for product and 0.003 for binary codebooks; for additive ones, which on small collections leave
+    `lr`: None is 0.01 for product and 0.001 for binary codebooks (whose start is hard to better: on NFCorpus and Vaswani
+    no rate gained anything without labels); for additive ones, which on small collections leave
     next to nothing that steps could gain and much that they could lose, 0.03 times the squared error that they leave,
     in units of the variance, and at most 0.005.
     `recode`: codes are chosen anew by the trained centroids before each epoch; otherwise they stay as they were. None

@@ -34,8 +34,8 @@ def make(kind: str, **parameters):
     common = {"bytes": 2, "lr": 0.02, "rank": 4, **parameters}
     return {
         "jpq": lambda: JPQ(**common), "jpq-additive": lambda: JPQ(codebooks="additive", **common),
-        "jpq-binary": lambda: JPQ(codebooks="binary", **common),
-        "distill-vq-binary": lambda: DistillVQ(temperature=0.5, codebooks="binary", **common),
+        "jpq-binary": lambda: JPQ(codebooks="binary", **common | {"bytes": 4}),
+        "distill-vq-binary": lambda: DistillVQ(temperature=0.5, codebooks="binary", **common | {"bytes": 4}),
         "distill-vq": lambda: DistillVQ(temperature=0.5, **common),
         "distill-vq-additive": lambda: DistillVQ(temperature=0.5, codebooks="additive", recode=False, **common),
         "distill-vq-lists": lambda: DistillVQ(temperature=0.5, nlist=12, **common),
