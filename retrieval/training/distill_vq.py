@@ -30,10 +30,10 @@ class DistillVQ(QuantizerMethod):
 
     `bytes`, `codebooks`: as of `JPQ`. `linear`: centroids as a basis times one matrix per codebook (SimVQ).
     `temperature`: of both softmaxes, in units of the scores; cosines of the best hundred lie within some 0.2.
-    `lr`: None is 0.01 for product and 0.001 for binary codebooks (whose start is hard to better: on NFCorpus and Vaswani
-    no rate gained anything without labels); for additive ones, which on small collections leave
-    next to nothing that steps could gain and much that they could lose, 0.03 times the squared error that they leave,
-    in units of the variance, and at most 0.005.
+    `lr`: None is 0.01 for product and 0.001 for binary codebooks (whose start is hard to better: on NFCorpus and
+    Vaswani no rate gained anything without labels); for additive ones, which on small collections leave next to nothing
+    that steps could gain and much that they could lose, 0.03 times the squared error that they leave, in units of the
+    variance, and at most 0.005.
     `recode`: codes are chosen anew by the trained centroids before each epoch; otherwise they stay as they were. None
     does so for product codebooks: others are chosen by a search that takes longer, and gained nothing by it.
     Candidates of a query are the 100 documents nearest by the float vectors (the paper's virtual positives), the 100
