@@ -37,7 +37,7 @@ from retrieval.store import Store
 from retrieval.training import teachers, unlabelled
 from retrieval.training.data import TrainingData, nearest, quality
 from retrieval.training.loop import Trained, train
-from retrieval.training.method import Method, sampled
+from retrieval.training.method import SAMPLE, Method, sampled
 from retrieval.training.negatives import mined, round_trip, rows_found
 from retrieval.training.query_side import PRETRAINED
 from retrieval.training.sources import Questions, document_vectors, query_vectors, rows_of
@@ -311,7 +311,8 @@ def _baselines(vectors: np.ndarray, size: int, seed: int, progress: Progress | N
     chosen: dict[str, Codec] = {}
     if n >= max(256, d) and size <= d:
         chosen["opq"] = Chain(OPQ(M=size, seed=seed), PQ(M=size, seed=seed))
-    chosen["binary autoencoder"] = BinaryAutoencoder(bytes=size, seed=seed)
+    if size > 1 and n <= SAMPLE:  # coding more would take longer than most training
+        chosen["binary autoencoder"] = BinaryAutoencoder(bytes=size, seed=seed)
     if 8 * size < d:
         chosen["sign bits"] = Chain(PCA(dimensions=8 * size), RandomRotation(seed=seed), SignBits())
     elif 8 * size == d:

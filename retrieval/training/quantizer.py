@@ -45,8 +45,9 @@ class Quantizer:
         d, n = data.documents.shape[1], len(data.documents)
         if codebooks not in CODEBOOKS:
             raise TrainingError(f"codebooks is {codebooks!r}; it must be one of {', '.join(CODEBOOKS)}")
-        if not 1 <= bytes <= d:
-            raise TrainingError(f"bytes is {bytes}; it must be from 1 to the number of dimensions, {d}")
+        fewest = 2 if codebooks == "binary" else 1  # a byte of bits, and the length
+        if not fewest <= bytes <= d:
+            raise TrainingError(f"bytes is {bytes}; it must be from {fewest} to the number of dimensions, {d}")
         if codebooks == "binary" and linear:
             raise TrainingError("linear=True is for codebooks of 256 centroids; binary ones are two, c and -c")
         if n < KSUB or (codebooks == "product" and n < d):

@@ -110,6 +110,13 @@ def test_no_label_is_looked_at_without_questions(folder, monkeypatch):
         assert collection.train("distill-vq", "small", **QUICK).labelled is False
 
 
+def test_one_byte_is_compared_with_what_one_byte_can_hold(folder):
+    """Which is no bits and a length."""
+    with Collection.open(folder) as collection:
+        result = collection.train("lsh", "tiny", bytes=1, count=80, threads=1)
+        assert {row["vectors"] for row in result.rows} == {"full precision", "opq", "sign bits", "lsh"}
+
+
 @pytest.mark.parametrize("method", training.METHODS)
 def test_every_method_trains_without_labels_and_its_index_opens(folder, method):
     with Collection.open(folder) as collection:

@@ -36,8 +36,10 @@ def test_codes_are_those_of_the_codec(name):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_bad_input(name):
-    """More bytes than dimensions; fewer documents than centroids; epochs, of which there are none."""
+    """Bytes beyond the dimensions, and too few; fewer documents than centroids; epochs, of which there are none."""
     documents, queries = clustered(600), clustered(40, seed=1)
+    with pytest.raises(TrainingError, match="bytes is"):
+        train(by_name(name, bytes=int(name == "binary-autoencoder")), TrainingData(documents, queries))
     with pytest.raises(TrainingError, match="bytes is 17"):
         train(by_name(name, bytes=17), TrainingData(documents, queries))
     with pytest.raises(TrainingError, match="200 documents are too few"):
