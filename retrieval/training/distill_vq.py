@@ -58,15 +58,15 @@ class DistillVQ(QuantizerMethod):
 
     def begin(self, data: TrainingData) -> None:
         super().begin(data)
-        if self.lr is None:
-            self.lr = RATES[self.codebooks]
-            if self.codebooks == "additive":
-                self.lr = min(self.lr, CAREFUL * self.quantizer.left_over(data.documents, self.coded))
+        self.lost = self.quantizer.left_over(data.documents, self.coded) if self.codebooks == "additive" else 1.0
         self.teacher = nearest(data.queries, data.documents, DEPTH)
         self.student = self.teacher[:, :0]
         self.lists = None if self.nlist is None else Lists(data.documents, self.nlist, self.seed)
         if self.lists is not None:
             self.modules["lists"] = self.lists
+
+    def rate(self) -> float:
+        return min(RATES[self.codebooks], CAREFUL * self.lost) if self.lr is None else self.lr
 
     def epoch(self, data: TrainingData, number: int) -> None:
         if self.recode and number > 1:

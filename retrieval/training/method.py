@@ -44,7 +44,7 @@ class Method(ABC):
 
     seed: int
     lr: float | None = 1e-3
-    """Learning rate of what is not the query side; None until `begin` has chosen one by the data."""
+    """Learning rate of what is not the query side; None where the method chooses one (`rate`)."""
     gpl: str | None = None
     """Whose margins are learned instead of labels, where a method can (`TrainingData.teacher`): "embedding", the float
     vectors, or the name or folder of a cross-encoder, which is what GPL takes; None learns from labels."""
@@ -91,13 +91,18 @@ class Method(ABC):
     def begin(self, data: TrainingData) -> None:
         """The unsupervised start; what is trained goes into `modules`."""
 
+    def rate(self) -> float:
+        """The learning rate of what is not the query side, after `begin`."""
+        assert self.lr is not None
+        return self.lr
+
     def groups(self) -> list[dict[str, Any]]:
         """Groups of parameters with learning rates, for the optimizer."""
         others = [p for name, module in self.modules.items() if name != "queries" for p in module.parameters()]
         queries: dict[str, Any] = {"params": list(self.queries.parameters()), "lr": self.query_lr}
         if self.tune in PRETRAINED:
             queries["lr"] = queries["peak"] = PRETRAINED[self.tune] * self.query_lr
-        return [group for group in ({"params": others, "lr": self.lr}, queries) if group["params"]]
+        return [group for group in ({"params": others, "lr": self.rate()}, queries) if group["params"]]
 
     def epoch(self, data: TrainingData, number: int) -> None:
         """Before each pass: negatives mined anew, codes computed anew."""

@@ -112,7 +112,7 @@ def test_steps_of_additive_codebooks_are_small_where_codes_leave_little():
     for size, lr in ((1, None), (16, None), (16, 0.02)):
         method = DistillVQ(bytes=size, codebooks="additive", lr=lr)
         method.start(data)
-        rates[size, lr] = method.lr
+        rates[size, lr] = method.rate()
     assert rates[1, None] == 0.005 and rates[16, 0.02] == 0.02 and rates[16, None] < 0.001
     quantizer, vectors = method.quantizer, data.documents - data.documents.mean(axis=0)
     lost = np.square(vectors - quantizer.first.decode(method.coded)).sum() / np.square(vectors).sum()
