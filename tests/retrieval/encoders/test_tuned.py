@@ -167,8 +167,8 @@ def test_the_learning_rate_of_a_pretrained_model_grows_over_the_first_tenth_of_t
         torch.optim.AdamW, "step", lambda self: seen.append([g["lr"] for g in self.param_groups]) or step(self)
     )
     train(
-        by_name("jpq", bytes=4, tune="encoder", query_lr=0.02, lr=0.005), data, data, model=trainable(encoder), epochs=4, batch=4,
-        patience=9, threads=1,
+        by_name("jpq", bytes=4, tune="encoder", query_lr=0.02, lr=0.005), data, data, model=trainable(encoder),
+        epochs=4, batch=4, patience=9, threads=1,
     )  # fmt: skip
     assert len(seen) == 40
     books, model = np.array(seen).T
