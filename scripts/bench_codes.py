@@ -7,7 +7,7 @@
 
 Ours: binary autoencoders, OPQ and sign bits behind a rotation (where d / 8 is as many bytes), in a ScanIndex without
 re-ranking; RQ with --rq, which takes minutes. Peers: faiss's IndexPQ behind the same OPQ, and its IndexPQFastScan of
-twice as many sub-spaces of 16 centroids, of as many bytes. All are fitted on 16,384 vectors.
+twice as many sub-spaces of 16 centroids, of as many bytes. All are fitted on 16,384 vectors, drawn at random.
 
 error: the squared error of all vectors, in units of their variance. recall@10: of the exact nearest, without
 re-ranking. Searches take turns, one query at a time (us / query) and in a batch of all (us, batch); times are medians,
@@ -57,7 +57,7 @@ def codecs(size: int, d: int, rq: bool) -> dict[str, Codec]:
 def ours(codec: Codec, vectors: np.ndarray) -> tuple[ScanIndex, list[float]]:
     """The index, and what it took: to fit (s), to code (us a vector), and the error."""
     started = time.perf_counter()
-    codec.fit(vectors[:SAMPLE])
+    codec.fit(sampled(vectors))
     fitted = time.perf_counter()
     index = ScanIndex(codec=codec, rerank=None).add(vectors)
     coded = (time.perf_counter() - fitted) / len(vectors) * 1e6
@@ -68,16 +68,21 @@ def of_faiss(factory: str, vectors: np.ndarray) -> tuple[faiss.Index, list[float
     """As `ours`, of a faiss index; the error is not read back from its blocks of codes."""
     index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     started = time.perf_counter()
-    index.train(vectors[:SAMPLE])
+    index.train(sampled(vectors))
     fitted = time.perf_counter()
     index.add(vectors)
     coded = (time.perf_counter() - fitted) / len(vectors) * 1e6
     return index, [fitted - started, coded, float("nan")]
 
 
+def sampled(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
+    """At most `SAMPLE` of the vectors, which need not lie in any order."""
+    return vectors[np.random.default_rng(seed).permutation(len(vectors))[:SAMPLE]]
+
+
 def relative(vectors: np.ndarray, codec: Codec) -> float:
-    """The squared error of vectors, the last ones, in units of the variance."""
-    part = vectors[-SAMPLE:]
+    """The squared error of some vectors, in units of their variance."""
+    part = sampled(vectors, seed=1)
     lost = np.square(part - codec.decode(codec.encode(part))).sum(dtype=np.float64)
     return float(lost / np.square(part - part.mean(axis=0)).sum(dtype=np.float64))
 

@@ -23,7 +23,7 @@ class BinaryAutoencoder(Codec):
 
     Carreira-Perpinan and Raziperchikolaei, "Hashing with Binary Autoencoders", CVPR 2015: in turn the best signs for
     the vectors c_j, and, by least squares, the best vectors for the signs. Their result is a hash function; here codes
-    stay what the search for signs finds (their Z step), by mean-field annealing: sums leave 55 to 80% of the squared
+    stay what the search for signs finds (their Z step), by mean-field annealing: sums leave 55 to 70% of the squared
     error of OPQ at 48 bytes (MiniLM), though `centroids` are no more numbers than its rotation. They come out shorter
     than the vectors, some more than others, which inner products see before all else; the last byte undoes that (as
     RaBitQ's factor does for signs), and is worth 2 to 8 points of recall@10. Scores are those of `SignBits` behind a
