@@ -9,7 +9,7 @@ Ours: binary autoencoders, OPQ and sign bits behind a rotation (where d / 8 is a
 re-ranking; RQ with --rq, which takes minutes. Peers: faiss's IndexPQ behind the same OPQ, and its IndexPQFastScan of
 twice as many sub-spaces of 16 centroids, of as many bytes. All are fitted on 16,384 vectors, drawn at random.
 
-error: the squared error of all vectors, in units of their variance. recall@10: of the exact nearest, without
+error: the squared error of 16,384 vectors, in units of their variance. recall@10: of the exact nearest, without
 re-ranking. Searches take turns, one query at a time (us / query) and in a batch of all (us, batch); times are medians,
 and `time / first` and `batch / first` are medians over the turns of the time to that of the first line.
 """

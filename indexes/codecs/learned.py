@@ -7,13 +7,15 @@ centroids choose and the trained ones score. Both are saved and searched like an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from indexes.codecs.base import Codec, Scorer, check_integer
 from indexes.codecs.linear import LinearMap
 from indexes.errors import CorruptIndex, InvalidParameter
+
+AnyCodec = TypeVar("AnyCodec", bound=Codec)
 
 
 class Learned(LinearMap):
@@ -78,13 +80,15 @@ class Retrained(Codec):
     @classmethod
     def of(cls, codec: Codec, centroids: np.ndarray) -> Retrained:
         """`centroids`: float32, of the shape of the codec's own. Raises `InvalidParameter` where that is not so."""
-        made = cls(codec)
-        arrays = codec.arrays() | {"centroids": np.ascontiguousarray(centroids, np.float32)}
         try:
-            made.scoring = Codec.restore(codec.header(), arrays)
+            return cls._scored_by(codec, np.ascontiguousarray(centroids, np.float32))
         except CorruptIndex as problem:
             raise InvalidParameter(f"these centroids cannot score: {problem}") from problem
-        made.d = codec.d
+
+    @classmethod
+    def _scored_by(cls, codec: Codec, centroids: np.ndarray) -> Retrained:
+        made = cls(codec)
+        made.scoring, made.d = with_centroids(codec, centroids), codec.d
         return made
 
     @property
@@ -107,14 +111,7 @@ class Retrained(Codec):
         codec = Codec.restore(header["parameters"]["codec"], inner)
         if codec.d != header["d"] or (centroids is None) != (codec.d is None):
             raise CorruptIndex(f"a retrained codec for d = {header['d']} holds {codec!r} for d = {codec.d}")
-        if centroids is None:
-            return cls(codec)
-        if centroids.dtype != np.float32:
-            raise CorruptIndex(f"centroids are {centroids.dtype}; they must be float32")
-        try:
-            return cls.of(codec, centroids)
-        except InvalidParameter as problem:
-            raise CorruptIndex(str(problem)) from problem
+        return cls(codec) if centroids is None else cls._scored_by(codec, centroids)
 
     def __repr__(self) -> str:
         return f"Retrained({self.codec!r})"
@@ -133,6 +130,11 @@ class Retrained(Codec):
 
     def _scorer(self, queries: np.ndarray) -> Scorer:
         return self.scoring._scorer(queries)
+
+
+def with_centroids(codec: AnyCodec, centroids: np.ndarray) -> AnyCodec:
+    """The same fitted codec with other `centroids`, float32 of the shape of its own. Raises `CorruptIndex`."""
+    return type(codec).restore(codec.header(), codec.arrays() | {"centroids": centroids})
 
 
 def _refusal(part: Any) -> InvalidParameter:

@@ -45,9 +45,9 @@ def levels_of(codec: Codec) -> Levels | None:
         return None
     if isinstance(codec, Retrained):
         return levels_of(codec.scoring)
-    if isinstance(codec, BinaryAutoencoder) and 8 * codec.bytes <= LONGEST:
+    if isinstance(codec, BinaryAutoencoder) and codec.bits <= LONGEST:
         centroids = codec.centroids.T
-        return Levels(1, codec.bytes - 1, _lengths(codec), lambda queries: _signed(queries @ centroids))
+        return Levels(1, codec.bytes - 1, _both(codec.lengths_of), lambda queries: _signed(queries @ centroids))
     if isinstance(codec, SQ):
         step = codec.step
         return Levels(codec.bits, codec.bytes_per_vector, _no_terms, lambda queries: _untilted(queries * step))
@@ -58,7 +58,7 @@ def levels_of(codec: Codec) -> Levels | None:
         return Levels(1, codec.bytes_per_vector, _no_terms, lambda queries: _untilted(queries * scale))
     if isinstance(codec, RaBitQ):
         projection = codec.projection.T
-        return Levels(1, codec.bytes_per_vector - 4, _both_factors, lambda queries: _signed(queries @ projection))
+        return Levels(1, codec.bytes_per_vector - 4, _both(_factors), lambda queries: _signed(queries @ projection))
     return None
 
 
@@ -95,17 +95,12 @@ def _summed(codec: LVQ) -> QueryTerms:
     return terms
 
 
-def _lengths(codec: BinaryAutoencoder) -> RowTerms:
+def _both(factors_of: Callable[[np.ndarray], np.ndarray]) -> RowTerms:
     def terms(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        lengths = codec.lengths_of(codes)
-        return lengths, lengths
+        factors = factors_of(codes)
+        return factors, factors
 
     return terms
-
-
-def _both_factors(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    factors = _factors(codes)
-    return factors, factors
 
 
 def _signed(rotated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

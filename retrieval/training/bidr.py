@@ -66,7 +66,7 @@ class BiDR(JPQ):
         return frozenset({self.first + 1})
 
     def groups(self) -> list[dict[str, Any]]:
-        books = {"params": list(self.quantizer.books.parameters()), "lr": self.lr}
+        books = {"params": list(self.quantizer.books.parameters()), "lr": self.rate()}
         dense = {"params": list(self.dense.parameters()), "lr": self.dense_lr}
         return [books, dense, *super().groups()[1:]]
 

@@ -58,7 +58,9 @@ class DistillVQ(QuantizerMethod):
 
     def begin(self, data: TrainingData) -> None:
         super().begin(data)
-        self.lost = self.quantizer.left_over(data.documents, self.coded) if self.codebooks == "additive" else 1.0
+        self.usual = RATES[self.codebooks]
+        if self.lr is None and self.codebooks == "additive":
+            self.usual = min(self.usual, CAREFUL * self.quantizer.left_over(data.documents, self.coded))
         self.teacher = nearest(data.queries, data.documents, DEPTH)
         self.student = self.teacher[:, :0]
         self.lists = None if self.nlist is None else Lists(data.documents, self.nlist, self.seed)
@@ -66,7 +68,7 @@ class DistillVQ(QuantizerMethod):
             self.modules["lists"] = self.lists
 
     def rate(self) -> float:
-        return min(RATES[self.codebooks], CAREFUL * self.lost) if self.lr is None else self.lr
+        return self.usual if self.lr is None else self.lr
 
     def epoch(self, data: TrainingData, number: int) -> None:
         if self.recode and number > 1:

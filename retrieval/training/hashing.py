@@ -102,7 +102,7 @@ class Hasher(Method):
         return HashHead(projection, sample, tied=self.tied)
 
     def groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.head.parameters()), "lr": self.lr}, *super().groups()[1:]]
+        return [{"params": list(self.head.parameters()), "lr": self.rate()}, *super().groups()[1:]]
 
     def epoch(self, data: TrainingData, number: int) -> None:
         asked = self.asked(data.queries, data.texts)

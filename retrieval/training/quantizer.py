@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from indexes.codecs import OPQ, PQ, RQ, BinaryAutoencoder, Chain, Codec, Learned, Retrained
+from indexes.codecs.learned import with_centroids
 from retrieval.errors import TrainingError
 from retrieval.training.codebooks import Codebooks, SignedSums, usage
 from retrieval.training.data import TrainingData
@@ -92,7 +93,7 @@ class Quantizer:
 
     def settle(self) -> None:
         """Have the trained centroids choose codes from now on."""
-        self._choose_by(self.books.array())
+        self.first = with_centroids(self.first, self.books.array())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What changes but is not trained by steps, for checkpoints."""
@@ -100,11 +101,8 @@ class Quantizer:
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """The inverse of `arrays`."""
-        self._choose_by(arrays["first"])
+        self.first = with_centroids(self.first, arrays["first"])
         self.projection = arrays["projection"]
-
-    def _choose_by(self, centroids: np.ndarray) -> None:
-        self.first = type(self.first).restore(self.first.header(), self.first.arrays() | {"centroids": centroids})
 
 
 class QuantizerMethod(Method):

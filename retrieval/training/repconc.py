@@ -62,7 +62,7 @@ class RepCONC(JPQ):
         return frozenset({self.first + 1})
 
     def groups(self) -> list[dict[str, Any]]:
-        groups = [{"params": list(self.quantizer.books.parameters()), "lr": self.lr}]
+        groups = [{"params": list(self.quantizer.books.parameters()), "lr": self.rate()}]
         residual = {"params": list(self.modules["documents"].parameters()), "lr": self.query_lr}
         return [*groups, residual, *super().groups()[1:]]
 

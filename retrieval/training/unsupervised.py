@@ -33,7 +33,7 @@ class BinaryAutoencoder(OPQ):
     """Bits that each add a vector or take it away: `indexes.codecs.BinaryAutoencoder`.
 
     Carreira-Perpinan and Raziperchikolaei, "Hashing with Binary Autoencoders", CVPR 2015. `bytes`: of a code, 8 bits
-    each.
+    each but for the last, which is the length.
     """
 
     name = "binary-autoencoder"
