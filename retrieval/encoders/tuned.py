@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from retrieval.encoders import pretrained
 from retrieval.encoders.base import Encoder
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
-from retrieval.encoders.two_towers import tower
 from retrieval.errors import EncoderError
+
+Self = TypeVar("Self", bound="Tuned")
 
 
 class Tuned(Encoder):
@@ -24,6 +27,8 @@ class Tuned(Encoder):
 
     kind = "tuned"
     costly = True
+    parts: ClassVar[tuple[str, str]] = ("base", "weights")
+    """What the arrays of the one and the other are called when they are saved."""
 
     def __init__(self, base: SentenceTransformerEncoder, weights: Mapping[str, np.ndarray]) -> None:
         if base.dtype != "float32":
@@ -33,7 +38,7 @@ class Tuned(Encoder):
         self._turn = threading.RLock()
 
     @classmethod
-    def of(cls, base: SentenceTransformerEncoder, model: Any) -> Tuned:
+    def of(cls: type[Self], base: SentenceTransformerEncoder, model: Any) -> Self:
         """With the weights of a sentence-transformers `model` that was trained, a copy of that of `base`."""
         return cls(base, {name: value.detach().cpu().numpy().copy() for name, value in model.named_parameters()})
 
@@ -53,19 +58,54 @@ class Tuned(Encoder):
         return self.base.settings()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        weights = {f"weights.{name}": array for name, array in self.weights.items()}
-        return {f"base.{name}": array for name, array in self.base.arrays().items()} | weights
+        both = zip(self.parts, (self.base.arrays(), self.weights), strict=True)
+        return {f"{part}.{name}": array for part, arrays in both for name, array in arrays.items()}
 
     @classmethod
-    def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Tuned:
-        parts: dict[str, dict[str, np.ndarray]] = {"base": {}, "weights": {}}
+    def restore(cls: type[Self], settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in cls.parts}
         for name, array in arrays.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = array
-        return cls(SentenceTransformerEncoder.restore(settings, parts["base"]), parts["weights"])
+        base, weights = parts.values()
+        return cls(SentenceTransformerEncoder.restore(settings, base), weights)
 
     def _tower(self) -> SentenceTransformerEncoder:
         with self._turn:
             if self._encoder is None:
                 self._encoder = tower(self.base, self.weights)
             return self._encoder
+
+
+def tower(encoder: SentenceTransformerEncoder, weights: Mapping[str, np.ndarray]) -> SentenceTransformerEncoder:
+    """The encoder with a copy of its model that holds other weights. Raises `EncoderError` where they do not fit."""
+    import torch
+
+    model = trainable(encoder)
+    own = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    if own != {name: array.shape for name, array in weights.items()}:
+        raise EncoderError(f"the weights are not of model {encoder.model!r}: other names or shapes")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(torch.from_numpy(np.array(weights[name])))
+    model.to(encoder.device or model.device)
+    made = copy.copy(encoder)
+    made._model = model
+    return made
+
+
+def trainable(encoder: SentenceTransformerEncoder) -> Any:
+    """A copy of the encoder's loaded model, in evaluation mode, on the CPU. Raises `EncoderError`."""
+    if encoder.dtype != "float32":
+        raise EncoderError(f"dtype is {encoder.dtype!r}; only a model in 'float32' can be trained")
+    return copy.deepcopy(encoder._load()).to("cpu").eval()
+
+
+def prompted(encoder: SentenceTransformerEncoder, texts: Sequence[str], side: str = "query") -> list[str]:
+    """Queries, or documents, with the prompt before them that the encoder puts there."""
+    own = getattr(encoder._load(), "prompts", {})
+    names = ("query",) if side == "query" else ("document", "passage", "corpus")  # the first that the model has
+    prompt = encoder.query_prompt if side == "query" else encoder.document_prompt
+    if prompt is None:
+        prompt = next((own[name] for name in names if name in own), "") or ""
+    return [prompt + text for text in pretrained.check_texts(texts)]

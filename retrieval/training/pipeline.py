@@ -30,7 +30,7 @@ from indexes.codecs import OPQ, PCA, PQ, BinaryAutoencoder, Chain, Codec, Random
 from indexes.dense.base import DenseIndex
 from retrieval.encoders.base import Encoder
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
-from retrieval.encoders.two_towers import prompted, trainable
+from retrieval.encoders.tuned import prompted, trainable
 from retrieval.errors import CollectionError, TrainingError
 from retrieval.retriever import Progress, Retriever
 from retrieval.store import Store

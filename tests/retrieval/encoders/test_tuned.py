@@ -14,8 +14,7 @@ from indexes.dense.faiss_files import write_faiss  # noqa: E402
 from retrieval import Collection, dense  # noqa: E402
 from retrieval.encoders.base import load_encoder  # noqa: E402
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder  # noqa: E402
-from retrieval.encoders.tuned import Tuned  # noqa: E402
-from retrieval.encoders.two_towers import prompted, trainable  # noqa: E402
+from retrieval.encoders.tuned import Tuned, prompted, trainable  # noqa: E402
 from retrieval.errors import EncoderError, TrainingError  # noqa: E402
 from retrieval.training import METHODS, by_name, query_side  # noqa: E402
 from retrieval.training.data import TrainingData, quality  # noqa: E402

@@ -10,7 +10,8 @@ import pytest
 from retrieval import Collection, dense
 from retrieval.encoders.base import load_encoder
 from retrieval.encoders.sentence_transformer import SentenceTransformerEncoder
-from retrieval.encoders.two_towers import TwoTowers, prompted, trainable
+from retrieval.encoders.tuned import prompted, trainable
+from retrieval.encoders.two_towers import TwoTowers
 from retrieval.errors import EncoderError, TrainingError
 from retrieval.training.sources import Questions
 
